@@ -73,10 +73,7 @@ TRIED = (0.0, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.997, 0.999)
 
 
 class Remembered:
-    """A reader that reads each of some pictures once at each place, whatever limit is tried.
-
-    The pictures must live as long as it does, as it knows them by their place in memory.
-    """
+    """A reader that reads each of some pictures once at each place, whatever limit is tried."""
 
     def __init__(self, reader):
         self.reader = reader
@@ -85,7 +82,7 @@ class Remembered:
     def read(self, images, boxes=None):
         """Readings of the reader, or those that it gave before."""
         boxes = boxes or [None] * len(images)
-        keys = [(id(image), str(box)) for image, box in zip(images, boxes, strict=True)]
+        keys = [(image.tobytes(), str(box)) for image, box in zip(images, boxes, strict=True)]
         new = [i for i, key in enumerate(keys) if key not in self.found]
         read = self.reader.read([images[i] for i in new], [boxes[i] for i in new])
         self.found |= {keys[i]: one for i, one in zip(new, read, strict=True)}

@@ -39,6 +39,7 @@ from textpatch.metrics import (
 )
 from textpatch.metrics.readers import (
     agreement,
+    border,
     broken_words,
     ink,
     known_words,
@@ -289,6 +290,128 @@ def test_a_fault_of_agreement_is_noticed(fault, monkeypatch):
         for case in cases:
             test_agreement_on_a_line(*case)
         test_what_counts_is_read_by_both.hypothesis.inner_test("AB BA", "A")
+
+
+# --- ink on the border of a found place
+
+
+def on_a_plate(word: str, margin: int) -> tuple[Image.Image, tuple]:
+    """Black letters on a white plate that hangs on a dark wall, and corners that reach beyond the plate."""
+    letters = draw(word, 24)
+    wall = Image.new("RGB", (letters.width + 80, letters.height + 80), (60, 40, 40))
+    wall.paste(letters, (40, 40))
+    left, top = 40 - margin, 40 - margin
+    right, bottom = wall.width - left, wall.height - top
+    return wall, ((left, top), (right, top), (right, bottom), (left, bottom))
+
+
+def border_is_no_letter():
+    """Require that agreement reads a word whose found place holds the edge of its plate."""
+    for word in ("HOUSE", "MARKET"):
+        wall, corners = on_a_plate(word, 8)
+        finder = Told(Reading((Line(word, corners, 1.0),)))
+        (found,) = Agreement(finder, Tesseract(blank=True)).read([wall])
+        assert found.text == word
+        light = np.asarray(border.without_border(wall, corners, 0).convert("L"))
+        assert min(light[edge].min() for edge in border.EDGES) == 255 and light.min() < 80
+
+
+def test_ink_on_the_border_of_a_found_place_is_no_letter():
+    """It is paper for the confirmer, and the letters stay dark."""
+    border_is_no_letter()
+
+
+def tight_places_keep_letters():
+    """Require that letters are whole whose found place cuts them."""
+    letters = draw("HOUSE", 24)
+    rows, columns = np.nonzero(np.asarray(letters.convert("L")) < 128)
+    left, top, right, bottom = columns.min() + 2, rows.min() + 2, columns.max() - 1, rows.max() - 1
+    cleared = border.without_border(
+        letters, ((left, top), (right, top), (right, bottom), (left, bottom)), 0
+    )
+    assert (np.asarray(cleared.convert("L")) < 128).sum() == len(rows)
+
+
+def test_a_place_that_cuts_letters_takes_none_away():
+    """Letters reach the border of a tight place, and not that of what is around it."""
+    tight_places_keep_letters()
+
+
+def border_is_reached_along_ink(dark: np.ndarray):
+    """Require that ink is reached at a level where the darker pixels join it to the border, and no higher.
+
+    The oracle goes through levels one by one, and fills from the border pixel by pixel.
+    """
+    found = border.reached(dark)
+    for level in np.unique(dark):
+        waiting = [
+            at for at in np.ndindex(dark.shape) if dark[at] >= level and _at_border(at, dark.shape)
+        ]
+        joined = set(waiting)
+        while waiting:
+            y, x = waiting.pop()
+            for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                inside = 0 <= at[0] < dark.shape[0] and 0 <= at[1] < dark.shape[1]
+                if inside and at not in joined and dark[at] >= level:
+                    joined.add(at)
+                    waiting.append(at)
+        assert joined == {tuple(at) for at in np.argwhere(found >= level)}
+
+
+def _at_border(at: tuple[int, int], shape: tuple[int, int]) -> bool:
+    return at[0] in (0, shape[0] - 1) or at[1] in (0, shape[1] - 1)
+
+
+@given(st.tuples(st.integers(1, 7), st.integers(1, 7)), st.integers(0, 999))
+def test_ink_is_reached_along_the_darkest_way(shape, seed):
+    border_is_reached_along_ink(np.random.default_rng(seed).integers(1, 4, shape) / 4)
+
+
+# a passage from the border that turns back
+SNAKE = (
+    np.array([[1, 1, 1, 1, 1], [3, 3, 3, 3, 1], [1, 1, 1, 3, 1], [1, 3, 3, 3, 1], [1, 1, 1, 1, 1]])
+    / 4
+)
+
+BORDERS = {
+    "the edge stays": (border, "without_border", "dark - reached(dark)", "dark"),
+    "tight places are cut": (border, "without_border", "grown_around(place)", "place"),
+    "ways go down and right alone": (border, "reached", "_flow(rows[::-1], most[::-1])", "pass"),
+    "ways are gone once": (border, "reached", "if np.array_equal(found, before):", "if True:"),
+    "ink flows over paper": (border, "_flow", "np.minimum(rows[i - 1], most[i])", "rows[i - 1]"),
+}
+
+
+@pytest.mark.parametrize("fault", BORDERS)
+def test_a_fault_at_the_border_is_noticed(fault, monkeypatch):
+    """Planted faults: one of the laws above no longer holds."""
+    plant(monkeypatch, *BORDERS[fault])
+    with pytest.raises(AssertionError):
+        border_is_reached_along_ink(SNAKE)
+        border_is_reached_along_ink(SNAKE[::-1, ::-1])
+        border_is_no_letter()
+        tight_places_keep_letters()
+
+
+def require_told_places_as_they_are():
+    """Require that the confirmer is given a place that was asked for, with all that stands there."""
+    wall, corners = on_a_plate("HOUSE", 8)
+    confirmer = Told("HOUSE")
+    finder = Told(Reading((Line("HOUSE", corners, 1.0),)))
+    Agreement(finder, confirmer).read([wall], [(0, 0, *wall.size)])
+    assert confirmer.asked == [[[corners]]]
+
+
+def test_told_places_are_read_as_they_are():
+    """Only where nobody told a place is ink taken away."""
+    require_told_places_as_they_are()
+
+
+def test_told_places_that_are_cleared_are_noticed(monkeypatch):
+    """Fault: ink is taken away in boxes that were asked for, too."""
+    plant(monkeypatch, agreement.Agreement, "read", "areas[i] is None", "True")
+    with pytest.raises(AssertionError):
+        require_told_places_as_they_are()
 
 
 # --- by a function

@@ -13,6 +13,7 @@ from dataclasses import replace
 from PIL import Image
 
 from textpatch.errors import OCRError
+from textpatch.metrics.readers.border import without_border
 from textpatch.metrics.readers.broken_words import require_strict
 from textpatch.metrics.readers.known_words import LETTERS
 from textpatch.metrics.readers.passed import once
@@ -42,7 +43,8 @@ class Agreement:
     sure       confidence of the finder, 0..1, from which a line of it counts.  A line without one counts
 
     Case and blanks do not matter, and are the confirmer's.  Words of the finder that the confirmer reads
-    otherwise are in `Reading.unconfirmed`.
+    otherwise are in `Reading.unconfirmed`.  In a place that the finder found in a whole picture, ink that
+    reaches the place's border is no letter, and the confirmer does not see it.
     """
 
     def __init__(self, finder: Reader, confirmer: Reader, *, sure: float = SURE) -> None:
@@ -59,14 +61,15 @@ class Agreement:
         """
         found = readings_of(self.finder.read(images, boxes), len(images), self.finder)
         areas = areas_of(images, boxes)
-        asked = [
+        places = [
             (i, place)
             for i, reading in enumerate(found)
             for place in self._places(reading, areas[i])
         ]
-        seen = self.confirmer.read([images[i] for i, _ in asked], [[place] for _, place in asked])
+        asked = [_asked(images[i], place, i, areas[i] is None) for i, place in places]
+        seen = self.confirmer.read([image for image, _ in asked], [box for _, box in asked])
         told: list[list[str]] = [[] for _ in images]
-        for (i, _), one in zip(asked, readings_of(seen, len(asked), self.confirmer), strict=True):
+        for (i, _), one in zip(places, readings_of(seen, len(places), self.confirmer), strict=True):
             told[i].append(one.text)
         return [
             _agreed(reading, texts, self.sure) for reading, texts in zip(found, told, strict=True)
@@ -130,6 +133,20 @@ class Agreement:
             "confirmer": confirmer,
             "blank": confirmer.get("blank", True),
         }
+
+
+def _asked(
+    image: Image.Image, place: Area, index: int, found: bool
+) -> tuple[Image.Image, list[Area] | None]:
+    """Picture and box that the confirmer is given for a place, no box for a picture of the place alone.
+
+    found  True where nobody said that a line stands there, so that more than a line may.  Then ink that
+           reaches the place's border is taken away
+    """
+    cleared = without_border(image, place, index) if found else None
+    if cleared is None:
+        return image, [place]
+    return cleared, None
 
 
 def _agreed(reading: Reading, texts: Sequence[str], sure: float) -> Reading:

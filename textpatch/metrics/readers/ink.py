@@ -25,6 +25,8 @@ WIDEST = 2**14
 LEAST_SPAN = 24
 # Between the darkest and the lightest pixel: ink on less than 1 % of a picture escapes the percentiles.
 LEAST_RANGE = 64
+# Share of the contrast from which a pixel is ink.
+INK = 0.5
 
 
 def line_of_ink(grey: np.ndarray, scale: float) -> tuple[Image.Image | None, Box]:
@@ -34,14 +36,12 @@ def line_of_ink(grey: np.ndarray, scale: float) -> tuple[Image.Image | None, Box
     scale  enlargement, less where the ink would be taller than TALLEST, wider than WIDEST or larger than MOST
     The picture is None where there is no contrast.
     """
-    levels = _levels(grey)
+    levels = levels_of(grey)
     if levels is None:
         return None, (0, 0, grey.shape[1], grey.shape[0])
-    ink = np.clip((levels[1] - grey) / (levels[1] - levels[0]), 0, 1)  # 1 = darkest
-    if ink.mean() > 0.5:  # letters cover less than half of what they stand on
-        ink = 1 - ink
-    rows = np.flatnonzero((ink > 0.5).any(1))
-    columns = np.flatnonzero((ink > 0.5).any(0))
+    ink = darkness(grey, levels)
+    rows = np.flatnonzero((ink > INK).any(1))
+    columns = np.flatnonzero((ink > INK).any(0))
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     ink = ink[box[1] : box[3], box[0] : box[2]]
     scale = min(scale, TALLEST / len(ink), WIDEST / ink.shape[1], (MOST / ink.size) ** 0.5)
@@ -57,7 +57,7 @@ def page(grey: np.ndarray, scale: float) -> tuple[Image.Image | None, float]:
     The picture is None where there is no contrast.
     """
     scale = min(scale, WIDEST / max(grey.shape), (MOST / grey.size) ** 0.5)
-    if _levels(grey) is None:
+    if levels_of(grey) is None:
         return None, scale
     return _resized(Image.fromarray(np.rint(grey).astype(np.uint8)), scale), scale
 
@@ -99,7 +99,7 @@ def _cut(image: Image.Image, area: Area, index: int) -> Image.Image:
     return image.transform((width, height), Image.Transform.QUAD, corners, Image.Resampling.BICUBIC)
 
 
-def _levels(grey: np.ndarray) -> tuple[float, float] | None:
+def levels_of(grey: np.ndarray) -> tuple[float, float] | None:
     """Darkest and lightest grey, or None where they are too close to tell letters from noise."""
     low, high = np.percentile(grey, PERCENTILES)
     if high - low >= LEAST_SPAN:
@@ -109,6 +109,20 @@ def _levels(grey: np.ndarray) -> tuple[float, float] | None:
     if high - low >= LEAST_RANGE:
         return low, high
     return None
+
+
+def darkness(grey: np.ndarray, levels: tuple[float, float], beside: int = 0) -> np.ndarray:
+    """Ink of grey levels, 1 for the most, whether it is darker or lighter than what it stands on.
+
+    levels  as of `levels_of`
+    beside  pixels on each side in which there are no letters
+    """
+    low, high = levels
+    ink = np.clip((high - grey) / (high - low), 0, 1)
+    middle = ink[beside : len(ink) - beside, beside : ink.shape[1] - beside]
+    if middle.mean() > 0.5:  # letters cover less than half of what they stand on
+        return 1 - ink
+    return ink
 
 
 def _paper(ink: np.ndarray) -> Image.Image:
