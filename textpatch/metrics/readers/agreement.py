@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -35,6 +35,22 @@ from textpatch.stored import JSONObject
 SURE = 0.997
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the confirmer is asked to read.
+
+    picture  place of the picture among those that are read
+    line     of the finder, None where it saw none
+    image    that the confirmer is given
+    box      in it, None for the whole
+    """
+
+    picture: int
+    line: Line | None
+    image: Image.Image
+    box: list[Area] | None
+
+
 class Agreement:
     """Two readers as one, for which a word counts only where both read it.
 
@@ -43,8 +59,8 @@ class Agreement:
     sure       confidence of the finder, 0..1, from which a line of it counts.  A line without one counts
 
     Case and blanks do not matter, and are the confirmer's.  Words of the finder that the confirmer reads
-    otherwise are in `Reading.unconfirmed`.  In a place that the finder found in a whole picture, ink that
-    reaches the place's border is no letter, and the confirmer does not see it.
+    otherwise are in `Reading.unconfirmed`.  Where nobody says where lines stand, ink that reaches the border
+    of a found place is no letter: both read the place without it.
     """
 
     def __init__(self, finder: Reader, confirmer: Reader, *, sure: float = SURE) -> None:
@@ -61,19 +77,17 @@ class Agreement:
         """
         found = readings_of(self.finder.read(images, boxes), len(images), self.finder)
         areas = areas_of(images, boxes)
-        places = [
-            (i, place)
+        asked = [
+            one
             for i, reading in enumerate(found)
-            for place in self._places(reading, areas[i])
+            for one in self._asked(i, images[i], reading, areas[i])
         ]
-        asked = [_asked(images[i], place, i, areas[i] is None) for i, place in places]
-        seen = self.confirmer.read([image for image, _ in asked], [box for _, box in asked])
-        told: list[list[str]] = [[] for _ in images]
-        for (i, _), one in zip(places, readings_of(seen, len(places), self.confirmer), strict=True):
-            told[i].append(one.text)
-        return [
-            _agreed(reading, texts, self.sure) for reading, texts in zip(found, told, strict=True)
-        ]
+        asked = self._read_again(asked)
+        seen = self.confirmer.read([one.image for one in asked], [one.box for one in asked])
+        told: list[list[tuple[Line | None, str]]] = [[] for _ in images]
+        for one, reading in zip(asked, readings_of(seen, len(asked), self.confirmer), strict=True):
+            told[one.picture].append((one.line, reading.text))
+        return [_agreed(lines, self.sure) for lines in told]
 
     def _test(self) -> None:
         cure = "let a stricter reader confirm, such as Tesseract(blank=True)"
@@ -82,21 +96,38 @@ class Agreement:
     def _texts(self, pictures: list[Image.Image]) -> list[str]:
         return [reading.text for reading in self.read(pictures)]
 
-    def _places(self, reading: Reading, areas: Sequence[Area] | None) -> list[Area]:
-        """Places that the confirmer reads, one for each line of the finder.
+    def _asked(
+        self, picture: int, image: Image.Image, reading: Reading, areas: Sequence[Area] | None
+    ) -> list[_Asked]:
+        """What the confirmer is asked to read, for each line of the finder.
 
         Where the finder sees no line, the confirmer reads the areas that were asked for.  It reads nothing in
-        a whole picture without a line.
+        a whole picture without a line.  Where no areas were asked for, it does not see the ink that reaches
+        the border of a line's place.
         """
         if not reading.lines:
-            return list(areas or [])
-        places = [line.corners for line in reading.lines]
-        if None in places:
-            raise OCRError(
-                f"the finder {type(self.finder).__name__} reads {reading.text!r} and tells no place of it, "
-                "where it is to be confirmed; give a finder that tells, such as PPOCR"
-            )
-        return places
+            return [_Asked(picture, None, image, [area]) for area in areas or []]
+        asked = []
+        for line in reading.lines:
+            if line.corners is None:
+                raise OCRError(
+                    f"the finder {type(self.finder).__name__} reads {reading.text!r} and tells no place of "
+                    "it, where it is to be confirmed; give a finder that tells, such as PPOCR"
+                )
+            cleared = without_border(image, line.corners, picture) if areas is None else None
+            if cleared is None:
+                asked.append(_Asked(picture, line, image, [line.corners]))
+            else:
+                asked.append(_Asked(picture, line, cleared, None))
+        return asked
+
+    def _read_again(self, asked: list[_Asked]) -> list[_Asked]:
+        """The same with the finder's reading of pictures without a border, where it sees one line there."""
+        cleared = [one.image for one in asked if one.box is None]
+        if not cleared:
+            return asked
+        again = iter(readings_of(self.finder.read(cleared), len(cleared), self.finder))
+        return [_read_as(one, next(again)) if one.box is None else one for one in asked]
 
     def self_test(self) -> None:
         """Test both readers, and let them read words with a broken letter together.
@@ -129,43 +160,39 @@ class Agreement:
         return {
             "engine": "agreement",
             "sure": self.sure,
+            "border": "cleared where a place is found",
             "finder": self.finder.describe(),
             "confirmer": confirmer,
             "blank": confirmer.get("blank", True),
         }
 
 
-def _asked(
-    image: Image.Image, place: Area, index: int, found: bool
-) -> tuple[Image.Image, list[Area] | None]:
-    """Picture and box that the confirmer is given for a place, no box for a picture of the place alone.
-
-    found  True where nobody said that a line stands there, so that more than a line may.  Then ink that
-           reaches the place's border is taken away
-    """
-    cleared = without_border(image, place, index) if found else None
-    if cleared is None:
-        return image, [place]
-    return cleared, None
+def _read_as(one: _Asked, reading: Reading) -> _Asked:
+    """The same with a reading's only line at the place of its own, itself where there is not one line."""
+    if one.line is None or len(reading.lines) != 1:
+        return one
+    (line,) = reading.lines
+    return replace(one, line=replace(line, corners=one.line.corners))
 
 
-def _agreed(reading: Reading, texts: Sequence[str], sure: float) -> Reading:
+def _agreed(lines: Sequence[tuple[Line | None, str]], sure: float) -> Reading:
     """Lines of which both readers read something, and what one of them read alone.
 
-    texts  what the confirmer read in each place
+    lines  of the finder, None where it saw none, and what the confirmer read there
     sure   confidence from which a line counts
     """
-    if not reading.lines:
-        return Reading((), tuple(Line(text) for text in texts if text))
-    lines = []
+    agreed = []
     alone = []
-    for line, text in zip(reading.lines, texts, strict=True):
+    for line, text in lines:
+        if line is None:
+            alone += [Line(text)] * bool(text)
+            continue
         both, rest = _words(line.text, text)
         if _in_doubt(line, text, sure):
             both, rest = "", line.text
-        lines += [replace(line, text=both)] * bool(both)
+        agreed += [replace(line, text=both)] * bool(both)
         alone += [replace(line, text=rest)] * bool(rest)
-    return Reading(tuple(lines), tuple(alone))
+    return Reading(tuple(agreed), tuple(alone))
 
 
 def _in_doubt(line: Line, text: str, sure: float) -> bool:
