@@ -35,6 +35,7 @@ from textpatch.localization.scores import (
     values,
 )
 from textpatch.metrics.image import Box
+from textpatch.metrics.readers.in_time import InTime
 from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.reading import (
     Reading,
@@ -129,7 +130,8 @@ class Trials:
         self.ocr = reader_for(
             self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
         )
-        self.ocr.self_test()
+        self.reading = InTime(self.ocr)
+        self.reading.self_test()
         self.boxes = line_boxes(pipeline.defaults.text_box)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
@@ -332,9 +334,12 @@ class Trials:
         return FOUND
 
     def _readings(self, images: list[Image.Image]) -> list:
-        """What the reader finds in pictures, one each.  Raises OCRError for anything else."""
+        """What the reader finds in pictures, one each.
+
+        Raises OCRError for anything else, and where the reader hangs.
+        """
         boxes = [self.pipeline.defaults.text_box] * len(images)
-        return readings_of(self.ocr.read(images, boxes), len(images), self.ocr)
+        return readings_of(self.reading.read(images, boxes), len(images), self.ocr)
 
     def _read_as(self, read, pair: Pair) -> dict:
         """Scores of what was read in one picture, and the text itself.
