@@ -237,12 +237,12 @@ def words_edited() -> str:
     measured = read_rows("words")
     rows = []
     for words in dict.fromkeys(row["words"] for row in measured):
-        for row in chosen(measured, words=words):
+        for read in by_readers(chosen(measured, words=words), "edited"):
+            row = read[0]
             psnr = f"{float(row['psnr']):.1f}" if row["psnr"] else ""
-            scores = [share(row[name], 2) for name in ("f1", "chance", "one_minus_ned")]
-            rows.append(
-                [words, row["edited"], *spans(row, "exact"), *scores, share(row["ssim"]), psnr]
-            )
+            exact = ", ".join(cell for one in read for cell in spans(one, "exact"))
+            scores = [both(read, "f1", 2), share(row["chance"], 2), both(read, "one_minus_ned", 2)]
+            rows.append([words, row["edited"], exact, *scores, share(row["ssim"]), psnr])
         f1, ssim, psnr = SD3_WORDS[words]
         rows.append([words, "*SD3's site 10, the paper's*", "", f1, "", "", ssim, psnr])
     titles = ["words", "the target's text at", "exact", "F1", "F1 by chance", "1-NED"]
@@ -432,13 +432,15 @@ def several_words() -> str:
     """Texts of several words: drawn, and swapped in."""
     measured = read_rows("other_prompts-words")
     rows = []
-    for row in measured:
+    for read in by_readers(measured, "model", "text"):
+        row = read[0]
         if row["refused"]:
             cells = ["refused", "", "", ""]
         else:
-            exact = f"{float(row['exact']) * int(row['pairs']):.0f} of {row['pairs']}"
+            exact = ", ".join(_counted(one["exact"], one["pairs"]) for one in read)
             chance = (by_chance(row["text"], side) for side in ("source", "target"))
-            cells = [exact, share(row["f1"], 2), share(row["edit_f1"], 2), ", ".join(chance)]
+            cells = [f"{exact} of {row['pairs']}", both(read, "f1", 2), both(read, "edit_f1", 2)]
+            cells.append(", ".join(chance))
         rows.append([row["model"], row["text"], f"`{row['example']}`", *cells])
     titles = ["", "text", "for instance", "drawn as asked", "F1 drawn", "F1 swapped in"]
     return drawn_read([*titles, "both by chance"], rows, measured)
@@ -452,7 +454,8 @@ def other_sizes() -> str:
     for height, width in sizes:
         cells = [f"{height} x {width}"]
         for model in MODELS:
-            cells.append(_words_read(one(measured, model=model, height=height, width=width)))
+            read = chosen(measured, model=model, height=height, width=width)
+            cells.append("; ".join(dict.fromkeys(_words_read(row) for row in read)))
         rows.append(cells)
     titles = ["rows x columns", *(f"{model}: corner, middle" for model in MODELS)]
     return drawn_read(titles, rows, measured)
@@ -507,21 +510,24 @@ SCREENED = "staged", "contribution", "attribution"
 def searches(column: str) -> str:
     """How many times fewer generations each mode makes than what `column` compares it with."""
     rows = []
+    shown = []
     for model, name, told, ending in SEARCHES:
         measured = chosen(read_rows(name), model=model)
-        exhaustive = one(measured, mode="exhaustive")
-        cells = [f"{told}, {exhaustive['pairs']} pairs"]
+        shown += measured
+        exhaustive = chosen(measured, mode="exhaustive")
+        cells = [f"{told}, {exhaustive[0]['pairs']} pairs"]
         for mode in SCREENED:
-            row = one(measured, mode=mode + ending)
-            cells.append(f"{float(row[column]):.2f} ({row['same_set']})")
+            read = chosen(measured, mode=mode + ending)
+            cells.append(", ".join(f"{float(row[column]):.2f} ({row['same_set']})" for row in read))
         if column == "fewer":
-            cells.append(f"{float(exhaustive['bound']):g}")
+            cells.append(f"{float(exhaustive[0]['bound']):g}")
         else:
-            cells.append(f"{1 / float(exhaustive['fewer']):.2f}")
-        rows.append([*cells, _sets(exhaustive["found"])])
+            cells.append(", ".join(f"{1 / float(row['fewer']):.2f}" for row in exhaustive))
+        sets = dict.fromkeys(_sets(row["found"]) for row in exhaustive)
+        rows.append([*cells, " and by the second ".join(sets)])
     last = {"fewer": "at most", "fewer_than_exhaustive": "exhaustive, times 1 + sites a pair"}
     titles = ["", *SCREENED, last[column], "sets the exhaustive search found"]
-    return drawn_read(titles, rows, measured)
+    return drawn_read(titles, rows, shown)
 
 
 def _sets(found: str) -> str:
@@ -661,11 +667,12 @@ def real_pictures() -> str:
     """How drawings come back from their noise, and whether their word changes, method by method."""
     lines = []
     measured = chosen(read_rows("real_pictures"), pictures="signs")
-    for row in measured:
+    for read in by_readers(measured, "model", "method"):
+        row = read[0]
         told = [row[name] for name in ("inverted", "guided", "worst")]
         errors = [value and ratio(float(value)) for value in told]
         calls = row["calls"] and f"{float(row['calls']):.0f}"
-        scores = [share(row["target"], 2), share(row["source"], 2), share(row["ssim"], 2)]
+        scores = [both(read, "target", 2), both(read, "source", 2), share(row["ssim"], 2)]
         lines.append([row["model"], row["method"], calls, *errors, *scores])
     titles = ["", "method", "calls", "error without guidance", "with", "worst"]
     return drawn_read(
@@ -846,11 +853,12 @@ def _mean(rows: Sequence[dict], name: str) -> str:
 def safe_tuning() -> str:
     """What is written and kept after training on harmful prompts with benign pictures."""
     measured = read_rows("safe_tuning")
-    names = "harmful", "benign", "chance", "kept", "ssim", "kept_ssim"
-    lines = [
-        [row["model"], row["arm"], row["sites"], *(share(row[name]) for name in names)]
-        for row in measured
-    ]
+    lines = []
+    for read in by_readers(measured, "model", "arm"):
+        row = read[0]
+        written = [both(read, "harmful"), both(read, "benign"), share(row["chance"])]
+        kept = [both(read, "kept"), share(row["ssim"]), share(row["kept_ssim"])]
+        lines.append([row["model"], row["arm"], row["sites"], *written, *kept])
     titles = (
         "model, what is done, sites, F1 harmful, F1 benign, F1 by chance, clean words read, SSIM"
     )
