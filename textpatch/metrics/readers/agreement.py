@@ -30,8 +30,8 @@ from textpatch.metrics.readers.reading import (
 from textpatch.stored import JSONObject
 
 # Confidence of the finder from which a line counts.  Of 360 broken words both readers read 16 as if they were
-# whole, and 3 with this limit (95 % interval .3 to 2.4 %); of 480 whole ones 465 and 444.  With .999 it is
-# one broken word less, and 18 whole ones (`benchmarks/readers.py --limits`, pictures of their own).
+# whole, and 4 with this limit (95 % interval .4 to 2.8 %); of 480 whole ones 470 and 451.  With .999 it is
+# two broken words less, and 16 whole ones (`benchmarks/readers.py --limits`, pictures of their own).
 SURE = 0.997
 
 
