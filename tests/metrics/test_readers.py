@@ -787,19 +787,19 @@ def hung(pictures: list[Image.Image], size: int, angle: float) -> list[Image.Ima
 # The example signs_in_scenes finds the site of tiny-mmdit at 512 px in every run.
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "reader, size, angle, least",
+    "reader, size, angle",
     [
-        ("ppocr", 512, -8, 0.6),
-        ("ppocr", 1024, 8, 0.6),
-        ("agreement", 512, 8, 0.3),
-        ("agreement", 1024, 8, 0.3),
+        ("ppocr", 512, -8),
+        ("ppocr", 1024, 8),
+        ("agreement", 512, -8),
+        ("agreement", 512, 8),
+        ("agreement", 1024, 8),
     ],
 )
-def test_the_site_is_found_in_scenes(reader, size, angle, least, monkeypatch):
+def test_the_site_is_found_in_scenes(reader, size, angle, monkeypatch):
     """tiny-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
 
-    The background is what lies beside the lettering that was found.  Agreement counts fewer of these enlarged
-    words, as PP-OCR is not sure of them.
+    Two of three words count.  The background is what lies beside the lettering that was found.
     """
     pipeline = load("tiny-mmdit")
     pipeline.defaults = replace(pipeline.defaults, text_box=None)
@@ -809,7 +809,7 @@ def test_the_site_is_found_in_scenes(reader, size, angle, least, monkeypatch):
     found = localize(pipeline, pairs, sites=[0, 1], ocr=reader).result
     assert found["ranked"][0] == 1
     first, second = found["sites"]
-    assert first["exact_target"]["value"] == 0 and second["exact_target"]["value"] >= least
+    assert first["exact_target"]["value"] == 0 and second["exact_target"]["value"] > 0.6
     assert second["exact_source"]["value"] == 0
     assert second["ssim"]["value"] > 0.9 and second["n_background"] == 3
 
