@@ -28,6 +28,7 @@ from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, compiled
 from textpatch.masks import require_known_layout, rows_of_mask
 from textpatch.sites import Site, Span
+from textpatch.slots import Rows
 
 ARGUMENTS = "query", "key", "value", "attn_mask", "dropout_p", "is_causal"  # those given by place
 ATTENTION = F.scaled_dot_product_attention
@@ -54,8 +55,6 @@ class Attended:
     alone: bool = False
 
 
-# rows as a slice, which is read without a copy, or as an index
-Rows: TypeAlias = slice | Tensor
 # rows and text among the keys or values (B, H, N, D), and what is written there
 Write: TypeAlias = tuple[Rows, slice, Tensor]
 
@@ -257,20 +256,21 @@ def _with_written(given: dict[str, Any], new: Written) -> Iterator[dict[str, Any
     """
     changed = given | {"attn_mask": new.mask}
     lent = _can_be_restored(given["query"], given["key"], given["value"])
-    held: list[tuple[Tensor, Rows, Tensor]] = []
+    held: list[tuple[Tensor, tuple[Rows, slice, slice], Tensor]] = []
     try:
         for name, writes in (("key", new.keys), ("value", new.values)):
             if writes and not lent:
                 changed[name] = given[name].clone()
+            into = changed[name]
             for rows, text, x in writes:
-                seen = changed[name][:, :, text]
+                place = rows, slice(None), text
                 if lent:
-                    held.append((seen, rows, seen[rows].clone()))
-                seen[rows] = x
+                    held.append((into, place, into[place].clone()))
+                into[place] = x
         yield changed
     finally:
-        for seen, rows, own in reversed(held):
-            seen[rows] = own
+        for into, place, own in reversed(held):
+            into[place] = own
 
 
 def _can_be_restored(*tensors: Tensor) -> bool:
@@ -287,6 +287,8 @@ def _can_be_restored(*tensors: Tensor) -> bool:
 
 def _repeats(x: Tensor) -> bool:
     """True if some elements of a tensor may be one in memory."""
+    if x.is_contiguous():
+        return False
     reach = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1 and stride < reach:

@@ -20,8 +20,9 @@ from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
 from textpatch.ports.shipped import pipeline_sites
-from textpatch.reads import Found, Key, Reads
+from textpatch.reads import Found, Key, Measured, Reads
 from textpatch.sites import Site, select_sites
+from textpatch.slots import Rows, evenly
 from textpatch.taps import at_text
 
 Winners = Mapping[Site, Mapping[str, Tensor]]
@@ -47,6 +48,30 @@ class Cells(NamedTuple):
     tokens: Tensor
     donor_tokens: Tensor
     whole: bool
+
+
+class Whole(NamedTuple):
+    """Rows of which each reads every token of another in its place."""
+
+    readers: Rows
+    donors: Rows
+
+
+class Looked(NamedTuple):
+    """What a table of keys or values lets rows read.
+
+    slots    (B, H or 1, T), None where every row reads itself
+    winners  swap of each slot
+    cells    those in which a row reads another
+    heads    number of heads that are apart there
+    whole    rows of the cells in their order, where each cell is `whole`.  None otherwise
+    """
+
+    slots: Tensor | None
+    winners: Tensor
+    cells: list[Cells]
+    heads: int
+    whole: Whole | None
 
 
 class Recorder:
@@ -83,7 +108,7 @@ class Recorder:
         Raises PatchError as `at_text`, and on leaving if the text projections of a swapped site never
         ran.
         """
-        watch = Watch(self.sites, batch, {row.name for row in readers}, self.reads.found)
+        watch = Watch(self.sites, batch, {row.name for row in readers}, self.reads)
         winners = self.plan.kept(lambda step: self._winners(step, batch))
 
         def enter(step: int, slots: Sequence[SiteSlots] | None) -> None:
@@ -147,7 +172,7 @@ class Watch:
     there differ from the reader's own.
 
     names  names of the rows whose reads are entered
-    found  what is found, to be filled
+    reads  what is found, to be filled
     """
 
     def __init__(
@@ -155,18 +180,16 @@ class Watch:
         sites: Sequence[Site],
         batch: Sequence[Row],
         names: set[str],
-        found: dict[Key, Found],
+        reads: Reads,
     ) -> None:
         self.sites = sites
         self.batch = batch
         self.names = names
-        self.found = found
+        self.reads = reads
         self.step = BEFORE_THE_FIRST
-        # slots of a site's keys or values (B, H or 1, T), and their winners
-        self.given: dict[SitePart, tuple[Tensor | None, Tensor]] = {}
-        # cells of these that read another row, and how many heads are apart there
-        self.cells: dict[SitePart, list[Cells]] = {}
-        self.heads: dict[SitePart, int] = {}
+        # what was looked up last, and what was found in the present step, in the order of its cells
+        self.looked: dict[SitePart, Looked] = {}
+        self.entries: dict[SitePart, list[Found]] = {}
         # keys and values that were made once for all steps, (B, T, W)
         self.bank: dict[SitePart, Tensor] = {}
 
@@ -197,62 +220,89 @@ class Watch:
 
         Most steps have the table and the swaps of the step before, so that the cells are kept.
         """
-        before = self.given.get(key)
-        if before is not None and before[0] is table and before[1] is winners:
+        before = self.looked.get(key)
+        if before is not None and before.slots is table and before.winners is winners:
             return
-        self.given[key] = table, winners
-        keys = key[0], "k"
+        keys = self.looked.get((key[0], "k"))
         if (
-            key != keys
-            and self.given[keys][0] is table
-            and torch.equal(self.given[keys][1], winners)
+            key[1] == "v"
+            and keys is not None
+            and keys.slots is table
+            and torch.equal(keys.winners, winners)
         ):
-            self.cells[key] = self.cells[keys]  # values are mostly read as the keys are
-            self.heads[key] = self.heads[keys]
+            # values are mostly read as the keys are
+            self.looked[key] = keys._replace(winners=winners)
             return
-        self.cells[key] = []
-        self.heads[key] = 1
-        if table is not None:
-            slots, swaps = torch.broadcast_tensors(table, winners)
-            self.heads[key] = slots.shape[1]
-            self.cells[key] = cells_read(slots, swaps, self.batch, self.names)
+        if table is None:
+            self.looked[key] = Looked(None, winners, [], 1, None)
+            return
+        slots, swaps = torch.broadcast_tensors(table, winners)
+        cells = cells_read(slots, swaps, self.batch, self.names)
+        self.looked[key] = Looked(table, winners, cells, slots.shape[1], _whole(cells))
 
     def _count(self, site: Site, part: str) -> None:
         """Count the hits of a site's keys or values, every head of a table that all heads share."""
-        for cells in self.cells[site, part]:
-            found = self._entry(site, cells)
+        looked = self.looked[site, part]
+        entries = [self._entry(site, cells) for cells in looked.cells]
+        for cells, found in zip(looked.cells, entries, strict=True):
             found.branches.add(self.batch[cells.reader].branch)
-            found.hits[part] += len(cells.heads) * site.text_heads // self.heads[site, part]
+            found.hits[part] += len(cells.heads) * site.text_heads // looked.heads
+        self.entries[site, part] = entries
 
     def _measure(self, site: Site, part: str, kv: Tensor) -> None:
         """Measure how much the keys or values that are read differ from the reader's own."""
+        _, _, cells, heads, whole = self.looked[site, part]
         kv = kv.detach()
-        for cells in self.cells[site, part]:
-            read = kv[cells.donor]
-            own = kv[cells.reader]
-            if not cells.whole:  # (T, W) or (T, H, D) -> (cells, W / H)
-                apart = self.heads[site, part], -1
-                read = read.flatten(1).unflatten(1, apart)[cells.donor_tokens, cells.heads]
-                own = own.flatten(1).unflatten(1, apart)[cells.tokens, cells.heads]
-            self._entry(site, cells).changes[part].append(_largest_change(read, own))
+        if whole is not None:
+            changes = _largest_changes(kv[whole.donors], kv[whole.readers])
+        elif cells:
+            changes = torch.stack([_change(kv, one, heads) for one in cells])
+        else:
+            return
+        self.reads.measured.append(Measured(self.entries[site, part], part, changes))
 
     def _entry(self, site: Site, cells: Cells) -> Found:
         reader = self.batch[cells.reader].name
         donor = self.batch[cells.donor].name
         key = Key(self.step, site.index, reader, donor, cells.swap)
-        found = self.found.get(key)
+        found = self.reads.found.get(key)
         if found is None:
             found = Found()
-            self.found[key] = found
+            self.reads.found[key] = found
         return found
 
 
-def _largest_change(read: Tensor, own: Tensor) -> Tensor:
-    """max |read - own|, in float32 where these are narrower.   vector_norm takes three times as long."""
+def _whole(cells: Sequence[Cells]) -> Whole | None:
+    """Rows of the cells, in their order.  None unless these are all of each reader's."""
+    if not cells or not all(one.whole for one in cells):
+        return None
+    readers = torch.tensor([one.reader for one in cells])
+    donors = torch.tensor([one.donor for one in cells])
+    return Whole(evenly(readers), evenly(donors))
+
+
+def _change(kv: Tensor, cells: Cells, heads: int) -> Tensor:
+    """Largest change of keys or values (B, T, W), or (B, T, H, D), in some cells.
+
+    heads  number of heads that are apart
+    """
+    apart = heads, -1
+    read = kv[cells.donor].flatten(1).unflatten(1, apart)  # (T, heads, W / heads)
+    own = kv[cells.reader].flatten(1).unflatten(1, apart)
+    read = read[cells.donor_tokens, cells.heads]
+    own = own[cells.tokens, cells.heads]
+    return _largest_changes(read[None], own[None])[0]
+
+
+def _largest_changes(read: Tensor, own: Tensor) -> Tensor:
+    """max |read - own| of each row, in float32 where these are narrower.
+
+    vector_norm takes three times as long.
+    """
     if own.element_size() < torch.float32.itemsize:
         read = read.float()
         own = own.float()
-    return (read - own).abs().max()
+    return (read - own).abs().amax(tuple(range(1, own.dim())))
 
 
 def cells_read(

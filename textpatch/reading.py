@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from textpatch.attending import Attended, Rows, Write, Written
+from textpatch.attending import Attended, Write, Written
 from textpatch.bookkeeping import Winners
 from textpatch.errors import PatchError
 from textpatch.masks import MIXED, rows_of_mask
 from textpatch.plan import SiteSlots
 from textpatch.sites import Site
-from textpatch.slots import gather_text
+from textpatch.slots import Rows, evenly, gather_text
 
 
 class Table(NamedTuple):
@@ -41,24 +41,16 @@ def table_of(slots: Tensor) -> Table:
     donors = read[:, 0, 0].div(tokens, rounding_mode="floor")
     alike = bool((read == whole[donors]).all())
     if not alike:
-        return Table(slots, _rows(readers), None)
+        return Table(slots, evenly(readers), None)
     # what a donor has may be written over before it is read, if that row reads another itself
     also = bool(torch.isin(donors, readers).any())
-    return Table(slots, _rows(readers), donors if also else _rows(donors))
-
-
-def _rows(index: Tensor) -> Rows:
-    """Rows of an index, a slice where they follow one another."""
-    rows = index.tolist()
-    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
-        return slice(rows[0], rows[0] + len(rows))
-    return index
+    return Table(slots, evenly(readers), donors if also else evenly(donors))
 
 
 def _moved(rows: Rows, by: int) -> Rows:
     """Rows that stand so many further on."""
     if isinstance(rows, slice):
-        return slice(rows.start + by, rows.stop + by)
+        return slice(rows.start + by, rows.stop + by, rows.step)
     return rows + by
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import NamedTuple
 
 import torch
@@ -26,32 +27,43 @@ class Key(NamedTuple):
 
 @dataclass
 class Found:
-    """Hits and changes of one swap in an entry that is being made."""
+    """Hits and largest changes of one swap in an entry that is being made."""
 
     branches: set[str] = field(default_factory=set)
     hits: dict[str, int] = field(default_factory=lambda: {"k": 0, "v": 0})
-    changes: dict[str, list[Tensor]] = field(default_factory=lambda: {"k": [], "v": []})
+    changes: dict[str, float] = field(default_factory=lambda: {"k": 0.0, "v": 0.0})
 
-    def change(self, part: str) -> float:
-        """Largest change of the keys or values, 0 where there is none."""
-        if not self.changes[part]:
-            return 0.0
-        return float(torch.stack(self.changes[part]).max())
+    def changed(self, part: str, by: float) -> None:
+        """Take in a change of the keys or values.  Where one is not a number, neither is the largest."""
+        if by > self.changes[part] or isnan(by):
+            self.changes[part] = by
 
     def add(self, other: Found) -> None:
         """Add the hits and changes of another swap to the same entry."""
         self.branches |= other.branches
         for part in "kv":
             self.hits[part] += other.hits[part]
-            self.changes[part] += other.changes[part]
+            self.changed(part, other.changes[part])
+
+
+class Measured(NamedTuple):
+    """Changes of keys or values as they were measured, one for each of some entries.
+
+    They stay a tensor until the run is over, for to read a number of a GPU is to wait for it.
+    """
+
+    entries: list[Found]
+    part: str
+    changes: Tensor
 
 
 class Reads:
     """Reads of a run, by which its ledger is made.
 
-    sites    those that the plan's swaps name
-    watched  False where a compiled model could not be watched, so that hits alone are known
-    found    what was found, by place in the ledger
+    sites     those that the plan's swaps name
+    watched   False where a compiled model could not be watched, so that hits alone are known
+    found     what was found, by place in the ledger
+    measured  changes that are not in `found` yet
     """
 
     def __init__(self, plan: Plan, rows: Sequence[Row], sites: tuple[Site, ...]) -> None:
@@ -60,6 +72,7 @@ class Reads:
         self.sites = sites
         self.watched = True
         self.found: dict[Key, Found] = {}
+        self.measured: list[Measured] = []
 
     def ledger(
         self,
@@ -74,6 +87,7 @@ class Reads:
         """
         if not self.sites:
             return Ledger()
+        self._take_in_measured()
         merged: dict[tuple[int, int, str, str], Found] = {}
         for key, found in self.found.items():
             merged.setdefault(key[:4], Found()).add(found)
@@ -102,11 +116,17 @@ class Reads:
             )
         return Ledger(tuple(entries), tuple(self._silent()))
 
+    def _take_in_measured(self) -> None:
+        for entries, part, changes in self.measured:
+            for found, change in zip(entries, changes.tolist(), strict=True):
+                found.changed(part, change)
+        self.measured.clear()
+
     def _change(self, found: Found, part: str) -> float | None:
         """Largest change of keys or values, None where nobody could watch."""
         if not self.watched:
             return None
-        return found.change(part)
+        return found.changes[part]
 
     def _silent(self) -> Iterator[Silence]:
         for i, swap in enumerate(self.plan.swaps):

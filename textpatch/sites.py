@@ -131,7 +131,7 @@ class Span:
         rows = [] if text is None else list(text)
         if self.packed and mask is not None:
             rows = [row[row != 0] for row in mask]
-        return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
+        return [-(-row.shape[0] // self.pad_to) * self.pad_to for row in rows]
 
     def length(self, text: Texts | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.

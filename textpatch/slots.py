@@ -7,13 +7,16 @@ A table is int (B, H or 1, T) and holds `donor_row * S + donor_token`; -1 hides 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from textpatch.errors import PatchError
+
+# rows of a batch as a slice, which is read without a copy, or as an index
+Rows: TypeAlias = slice | Tensor
 
 
 class Hidden(NamedTuple):
@@ -40,6 +43,17 @@ class Answers(NamedTuple):
 
 # table -> ((its version, entries of the bank), Answers)
 _answers = WeakTensorKeyDictionary()
+
+
+def evenly(index: Tensor) -> Rows:
+    """Rows of an index, as a slice where they stand in order at one distance."""
+    rows = index.tolist()
+    if not rows:
+        return index
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step < 1 or rows != list(range(rows[0], rows[-1] + 1, step)):
+        return index
+    return slice(rows[0], rows[-1] + 1, step)
 
 
 def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:

@@ -122,7 +122,8 @@ class _Run:
         self.layout = layout
         self.declared = layout is not None
         self.reads = Reads(plan, rows, self.swapped)
-        self.branches: dict[str, _Branch] = {}
+        self.acting = plan.kept(self._acting)
+        self.parts: dict[tuple[str, ...], _Part] = {}
         self.times: list[list[float] | None] = []
         self.dtype = next(model.parameters()).dtype
 
@@ -202,18 +203,28 @@ class _Run:
     def _required(self, number: int) -> Collection[str]:
         """Names of the sites at which a swap acts in a call."""
         step, branches = self._layout.at(number)
-        acting: dict[str, None] = {}
-        for branch in branches:
-            acting |= dict.fromkeys(self._branch(branch).names(step))
-        return acting
+        by_branch = self.acting(step)
+        return {site for name in branches for site in by_branch[name]}
 
-    def _branch(self, name: str) -> _Branch:
-        if name not in self.branches:
-            self.branches[name] = _Branch(self.plan, self.rows, name, self.swapped, self.reads)
-        return self.branches[name]
+    def _acting(self, step: int) -> dict[str, set[str]]:
+        """Names of the sites at which a swap acts in a step, by branch."""
+        return {
+            name: self._named(step, _in_branch(self.rows, name))
+            for call in self._layout.calls
+            for name in call
+        }
+
+    def _named(self, step: int, rows: Sequence[Row]) -> set[str]:
+        """Names of the sites at which a swap acts on some rows in a step."""
+        return {
+            site.name
+            for swap in self.plan.swaps
+            if any(swap.acts(step, row) for row in rows)
+            for site in select_sites(self.swapped, swap.sites)
+        }
 
     def _read(self, site: Site, call: Call, own: Attended, text: Text) -> Written | None:
-        """What attention gets where rows read others, branch by branch.  None where none does."""
+        """What attention gets where rows read others.  None where none does."""
         step, branches = self._layout.at(call.step)
         n = len(self.rows)
         if len(own.keys) != n * len(branches):
@@ -222,35 +233,59 @@ class _Run:
                 f"holds {n * len(branches)}; a site that attends row by row, or repeats rows, cannot be "
                 "swapped: leave it out"
             )
-        acting = [name for name in branches if site.name in self._branch(name).names(step)]
+        acting = [i for i, name in enumerate(branches) if site.name in self.acting(step)[name]]
         if not acting:
             return None
         reads = Reading(site, own)
-        for i, name in enumerate(branches):
-            if name in acting:
-                group = slice(i * n, (i + 1) * n)
-                place = text(group)
-                tokens = place.stop - place.start
-                branch = self._branch(name)
-                tables = branch.tables(site, step, tokens, own.keys.device)
-                branch.enter(call.step, step, site, tables, reads.read(group, place, tables))
+        for first, stop, place in _side_by_side(acting, lambda i: text(slice(i * n, (i + 1) * n))):
+            part = self._part(branches[first:stop])
+            tables = part.tables(site, step, place.stop - place.start, own.keys.device)
+            kv = reads.read(slice(first * n, stop * n), place, tables)
+            part.enter(call.step, step, site, tables, kv)
         return reads.written
 
+    def _part(self, branches: tuple[str, ...]) -> _Part:
+        if branches not in self.parts:
+            self.parts[branches] = _Part(self.plan, self.rows, branches, self.swapped, self.reads)
+        return self.parts[branches]
 
-class _Branch:
-    """Rows of one guidance branch, and whom a plan lets them read.
 
-    names  step -> names of the sites at which a swap acts
+def _in_branch(rows: Sequence[Row], name: str) -> list[Row]:
+    return [replace(row, branch=name) for row in rows]
+
+
+def _side_by_side(
+    branches: Sequence[int], text: Callable[[int], slice]
+) -> list[tuple[int, int, slice]]:
+    """First branch, end and text of branches that stand side by side, whose texts have one place.
+
+    branches  places of those that are looked at
+    text      branch -> place of its rows' texts
     """
+    found: list[tuple[int, int, slice]] = []
+    for i in branches:
+        first, place = i, text(i)
+        if found and found[-1][1:] == (i, place):
+            first = found.pop()[0]
+        found.append((first, i + 1, place))
+    return found
+
+
+class _Part:
+    """Rows of some guidance branches that stand side by side in a call, and whom a plan lets them read."""
 
     def __init__(
-        self, plan: Plan, rows: Sequence[Row], name: str, sites: tuple[Site, ...], reads: Reads
+        self,
+        plan: Plan,
+        rows: Sequence[Row],
+        branches: Sequence[str],
+        sites: tuple[Site, ...],
+        reads: Reads,
     ) -> None:
         self.plan = plan
-        self.rows = [replace(row, branch=name) for row in rows]
+        self.rows = [row for name in branches for row in _in_branch(rows, name)]
         self.sites = sites
-        self.watch = Watch(sites, self.rows, {row.name for row in rows}, reads.found)
-        self.names = plan.kept(self._names)
+        self.watch = Watch(sites, self.rows, {row.name for row in rows}, reads)
         self._tables: dict[tuple[Span, int, torch.device], Callable[[int], dict[Site, Tables]]] = {}
         self._entered: dict[Site, int] = {}
 
@@ -278,14 +313,6 @@ class _Branch:
         self.watch.enter_site(site, tables.entry, tables.winners)
         for part, x in kv.items():
             self.watch.made(site, part, x.transpose(1, 2))
-
-    def _names(self, step: int) -> frozenset[str]:
-        return frozenset(
-            site.name
-            for swap in self.plan.swaps
-            if any(swap.acts(step, row) for row in self.rows)
-            for site in select_sites(self.sites, swap.sites)
-        )
 
     def _made(self, span: Span, tokens: int, device: torch.device, step: int) -> dict[Site, Tables]:
         length = {site: tokens for site in self.sites if site.span == span}

@@ -83,7 +83,7 @@ FAULTS = {
     "not given back": (
         apart,
         "_with_written",
-        "for seen, rows, own in reversed(held):",
+        "for into, place, own in reversed(held):",
         "for _ in ():",
     ),
     "one tensor for both": (one_tensor, "_can_be_restored", "< len(tensors)", "< 0"),

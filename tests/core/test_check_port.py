@@ -207,7 +207,7 @@ FAULTS = {  # check that must find it, model, fault
     "swap dropped": (
         swaps.a_swap_changes_its_row,
         "krea2",
-        code(attending, "_with_written", "seen[rows] = x", "pass"),
+        code(attending, "_with_written", "into[place] = x", "pass"),
     ),
     "every row patched": (
         swaps.a_swap_changes_no_other_row,

@@ -129,22 +129,22 @@ def test_json(case):
 
 
 FAULTS = {
-    "heads not counted": (Watch, "_count", "* site.text_heads // self.heads[site, part]", ""),
+    "heads not counted": (Watch, "_count", "* site.text_heads // looked.heads", ""),
     "first step's table kept": (
         Watch,
         "_look_up",
-        "before[0] is table and before[1] is winners",
+        "before.slots is table and before.winners is winners",
         "True",
     ),
     "change of another token": (
-        Watch,
-        "_measure",
+        bookkeeping,
+        "_change",
         "[cells.tokens, cells.heads]",
         "[0, cells.heads]",
     ),
     "change of the whole row": (
-        Watch,
-        "_measure",
+        bookkeeping,
+        "_change",
         "[cells.donor_tokens, cells.heads]",
         "",
     ),
@@ -312,8 +312,8 @@ SILENCE_FAULTS = {
     "swaps of the step before": (
         Watch,
         "_look_up",
-        "before[0] is table and before[1] is winners",
-        "torch.equal(before[0], table)",
+        "before.slots is table and before.winners is winners",
+        "torch.equal(before.slots, table)",
     ),
     "the cells of a pair's other swaps": (
         bookkeeping,

@@ -1,5 +1,6 @@
 """Plans in lock-step around somebody's own calls: rows that read others give their outputs, masks and all."""
 
+import itertools
 import threading
 from contextlib import nullcontext, suppress
 
@@ -24,7 +25,9 @@ from textpatch import (
     find_sites,
     patch,
     reading,
+    slots,
     swap,
+    swapping,
 )
 from textpatch.branches import probe_calls
 from textpatch.errors import PatchError
@@ -168,7 +171,7 @@ def test_a_donor_that_reads_another_is_read_as_it_was(diffusers, chain):
 
 def test_a_fault_in_the_order_of_reads_is_noticed(diffusers, monkeypatch):
     """Fault: a donor is read while it is written over, which torch may refuse."""
-    plant(monkeypatch, reading, "table_of", "donors if also else _rows(donors)", "_rows(donors)")
+    plant(monkeypatch, reading, "table_of", "donors if also else evenly(donors)", "evenly(donors)")
     with pytest.raises((AssertionError, RuntimeError)):
         require_texts_as_they_were(diffusers, "one after another")
 
@@ -234,22 +237,42 @@ def test_a_cache_of_keys_and_values_is_read_through(diffusers):
     assert relative(swapped[0], plain[1]) <= 1e-12 and relative(plain[0], plain[1]) > 1e-3
 
 
-def test_branches_may_have_texts_of_other_lengths(diffusers):
-    """Z-Image pads a caption to a multiple of 32: a short unconditional text beside longer conditional ones.
+def captions(diffusers, rows):
+    """(model, batch) of Z-Image with rows of two short unconditional texts and two longer conditional ones.
 
-    Readers give their donors' pictures, and unconditional rows keep theirs.  Within a branch other lengths
-    are refused, because the picture's positions begin where the caption ends.
+    rows  their order, in which the last two of four are conditional
     """
     model, inputs, _ = doubled(diffusers, "z_image")
     short, one, other = (torch.randn(n, 12, dtype=torch.float64) for n in (7, 40, 50))
+    texts = [short, short, one, other]
     batch = {key: take(value, [1, 1]) * 2 for key, value in inputs.items() if key == "x"}
-    batch |= dict(t=inputs["t"][:1].expand(4), cap_feats=[short, short, one, other])
-    plain = call(model, batch)
-    with swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]):
-        swapped = call(model, batch)
+    batch |= dict(t=inputs["t"][:1].expand(4), cap_feats=[texts[row] for row in rows])
+    return model, batch
+
+
+def require_conditional_rows_alone_change(diffusers, calls, rows):
+    """Readers give their donors' pictures, and unconditional rows keep theirs."""
+    model, batch = captions(diffusers, rows)
+    plain = call(model, batch)[rows]
+    with swap(model, EVERYWHERE, PAIR, calls=calls):
+        swapped = call(model, batch)[rows]
     assert relative(swapped[2], plain[3]) <= 1e-12 and relative(plain[2], plain[3]) > 1e-3
     assert torch.equal(swapped[:2], plain[:2]) and torch.equal(swapped[3], plain[3])
-    batch["cap_feats"] = [short, short, short + 1, other]
+
+
+ORDERS = [([["uncond", "cond"]], [0, 1, 2, 3]), ([["cond", "uncond"]], [2, 3, 0, 1])]
+
+
+@pytest.mark.parametrize("calls, rows", ORDERS)
+def test_branches_may_have_texts_of_other_lengths(diffusers, calls, rows):
+    """Z-Image pads a caption to a multiple of 32, so that branches of a call hold texts of two lengths."""
+    require_conditional_rows_alone_change(diffusers, calls, rows)
+
+
+def test_a_branch_has_texts_of_one_length(diffusers):
+    """Others are refused, because the picture's positions begin where the caption ends."""
+    model, batch = captions(diffusers, [0, 1, 2, 3])
+    batch["cap_feats"][2] = batch["cap_feats"][0] + 1
     with (
         pytest.raises(
             PatchError, match=r"'cap_feats' hold \[32, 64\] text tokens; rows that read one another"
@@ -257,6 +280,38 @@ def test_branches_may_have_texts_of_other_lengths(diffusers):
         swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]),
     ):
         call(model, batch)
+
+
+def test_a_fault_in_which_branches_are_read_together_is_noticed(diffusers, monkeypatch):
+    """Fault: branches are read together whose texts have other lengths."""
+    plant(
+        monkeypatch, swapping, "_side_by_side", "found[-1][1:] == (i, place)", "found[-1][1] == i"
+    )
+    with pytest.raises(AssertionError):
+        require_conditional_rows_alone_change(diffusers, *ORDERS[1])
+
+
+def require_the_rows_of_the_index():
+    """Of all lists of up to three of five rows those at one distance are slices, and all give their rows."""
+    rows = torch.arange(5)
+    for n in range(4):
+        for index in itertools.product(range(5), repeat=n):
+            found = slots.evenly(torch.tensor(index, dtype=torch.long))
+            assert rows[found].tolist() == list(index)
+            steps = {b - a for a, b in itertools.pairwise(index)}
+            even = n > 0 and len(steps) <= 1 and min(steps, default=1) > 0
+            assert isinstance(found, slice) == even
+
+
+def test_rows_at_one_distance_are_a_slice():
+    require_the_rows_of_the_index()
+
+
+def test_a_fault_in_a_slice_of_rows_is_noticed(monkeypatch):
+    """Fault: the distance is that of the first two rows, wherever the others are."""
+    plant(monkeypatch, slots, "evenly", "if step < 1 or ", "if step < 1 or len(rows) < 3 and ")
+    with pytest.raises(AssertionError):
+        require_the_rows_of_the_index()
 
 
 # --- steps and branches ---
