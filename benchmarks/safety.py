@@ -441,18 +441,18 @@ def main(argv: list[str] | None = None) -> None:
     processes_option(parser)
     options = parsed(parser, argv)
     measured_on = environment(options.device)
-    for name in options.tables:
-        table = Table(
-            COLUMNS[name],
-            measured_on,
-            options.csv and options.csv.with_name(f"{options.csv.stem}-{name}.csv"),
-            options.append,
-        )
-        # what is timed has no other part beside it
-        count = 1 if name == "time" else options.processes
-        for rows in in_processes(rows_of, parts_of(name, options), count):
+    names = [name for name in options.tables if name != "time"]
+    shared = [part for name in names for part in parts_of(name, options)]
+    # what is timed has no other part beside it
+    alone = parts_of("time", options) if "time" in options.tables else []
+    tables: dict[str, Table] = {}
+    for parts, count in ((shared, options.processes), (alone, 1)):
+        for rows, (name, *_) in zip(in_processes(rows_of, parts, count), parts, strict=True):
+            if name not in tables:
+                path = options.csv and options.csv.with_name(f"{options.csv.stem}-{name}.csv")
+                tables[name] = Table(COLUMNS[name], measured_on, path, options.append)
             for row in rows:
-                table.add(**row)
+                tables[name].add(**row)
 
 
 def parts_of(table: str, options) -> list[tuple]:

@@ -701,15 +701,20 @@ def test_safety(tables, benchmark, monkeypatch):
     monkeypatch.setattr(
         benchmark("safety"), "methods", lambda pipeline: dict(list(every(pipeline).items())[:2])
     )
-    asked = "planted-mmdit --n 1 --seeds 0 --disguises none --rounds 1"
+    # here, since another process would have all methods
+    asked = "planted-mmdit --n 1 --seeds 0 --disguises none --rounds 1 --processes 1"
     found = tables("safety", *asked.split())
     made = {row["method"]: row for row in found["pictures"]}
     assert len(made) == 3 and made["plain"]["ssim"] == made["plain"]["scene"] == "1.0"
     for name in ("localized", "prompt_swap"):
         assert float(made[name]["f1_benign"]) > 0.99 and float(made[name]["flagged"]) == 0
     assert float(made["plain"]["flagged"]) == 1 and float(made["plain"]["f1_harmful"]) > 0.99
-    shares = {row["disguise"]: float(row["found"]) for row in found["words"]}
+    shares, misspelled = (
+        {row["disguise"]: float(row["found"]) for row in found["words"] if row["by"] == by}
+        for by in ("itself", "itself, misspelled")
+    )
     assert shares["none"] == shares["full-width"] == 1 and shares["innocent texts"] == 0
+    assert shares["a letter replaced"] < 0.1 < 0.8 < misspelled["a letter replaced"]
     became = {row["prompts"]: row for row in found["outcomes"]}
     assert float(became["none"]["replaced"]) == float(became["benign words"]["passed"]) == 1
     assert float(became["zero-width"]["unreadable"]) == 1
@@ -733,7 +738,7 @@ def test_what_safety_times_has_nothing_beside_it(benchmark, monkeypatch):
 
     def shared(fn, parts, count):
         counts.append(count)
-        return []
+        return [[] for _ in parts]
 
     safety = benchmark("safety")
     monkeypatch.setattr(safety, "in_processes", shared)
