@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -335,6 +336,29 @@ def tight_places_keep_letters():
 def test_a_place_that_cuts_letters_takes_none_away():
     """Letters reach the border of a tight place, and not that of what is around it."""
     tight_places_keep_letters()
+
+
+def narrow_places_have_a_middle():
+    """Require that a place much higher than wide is cleared of the wall around a stroke."""
+    wall = Image.new("RGB", (60, 140), (40, 40, 40))
+    wall.paste("white", (24, 10, 40, 130))
+    wall.paste("black", (30, 40, 34, 100))
+    corners = ((20.0, 8.0), (44.0, 8.0), (44.0, 132.0), (20.0, 132.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cleared = border.without_border(wall, corners, 0)
+    assert (np.asarray(cleared.convert("L")) < 128).sum() == 4 * 60
+
+
+def test_a_narrow_place_is_cleared():
+    narrow_places_have_a_middle()
+
+
+def test_a_narrow_place_without_a_middle_is_noticed(monkeypatch):
+    """Fault: a margin of the height alone, which leaves nothing of the width."""
+    plant(monkeypatch, border, "without_border", "min(around.size) // 6", "around.height // 6")
+    with pytest.raises((AssertionError, RuntimeWarning)):
+        narrow_places_have_a_middle()
 
 
 def border_is_reached_along_ink(dark: np.ndarray):

@@ -19,9 +19,9 @@ def without_border(image: Image.Image, place: Area, index: int) -> Image.Image |
     """Dark ink on white, as it stands at a found place and does not reach its border.
 
     index  of the picture, for errors
-    A tight place cuts letters.  So a quarter of the place's height is looked at on each side, too, and
-    letters are the ink that does not reach the border of that.  What lies between a letter and the border is
-    paper.
+    A tight place cuts letters.  So a quarter of the place's shorter side is looked at on each side, too,
+    and letters are the ink that does not reach the border of that.  What lies between a letter and the border
+    is paper.
     The picture is None where no ink is on the place's own border, so that nothing is to be taken away.
     Raises OCRError as `ink.part_of` does.
     """
@@ -29,7 +29,7 @@ def without_border(image: Image.Image, place: Area, index: int) -> Image.Image |
     if not any((dark[edge] > ink.INK).any() for edge in EDGES):
         return None
     around = ink.part_of(image, grown_around(place), index)
-    dark, span = _ink_of(around, beside=around.height // 6)
+    dark, span = _ink_of(around, beside=min(around.size) // 6)
     inside = dark - reached(dark)
     return Image.fromarray(np.rint(255 - span * inside).astype(np.uint8)).convert("RGB")
 

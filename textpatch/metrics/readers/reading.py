@@ -132,9 +132,9 @@ def grown(box: Box) -> Box:
 
 
 def grown_around(area: Area) -> Corners:
-    """Corners of an area with a quarter of its height more on each side, turned as it is."""
+    """Corners of an area with a quarter of its shorter side more on each side, turned as it is."""
     first, second, third, fourth = corners_of(area)
-    more = math.dist(first, fourth) / 4
+    more = min(math.dist(first, second), math.dist(first, fourth)) / 4
     along = more / (math.dist(first, second) or 1)
     across = more / (math.dist(first, fourth) or 1)
     right = [along * (b - a) for a, b in zip(first, second, strict=True)]
