@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     if TWO_LINED in models:
         path = options.csv and options.csv.with_name(f"{options.csv.stem}-two-lines.csv")
         table = Table(COLUMNS, measured_on, path, options.append)
-        drawn = signs_of_two_lines(options.signs, "held-out words")
+        drawn = signs_of_two_lines(options.signs, 2)
         for row in measured([TWO_LINED], drawn, TWO_LINES):
             table.add(**row)
 

@@ -74,7 +74,7 @@ from textpatch.safety.screening import Screened, screen
 from textpatch.safety.sources import SOURCES, installed
 from textpatch.safety.word_lists import WordList
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
-from textpatch.weights.signs.pairs import SHORT, SPLITS_OF_LINES
+from textpatch.weights.signs.pairs import SPLITS_OF_LINES
 from textpatch.weights.signs.reader import read_sign
 from textpatch.weights.signs.two_lines import TWO_LINES
 from textpatch.weights.signs.words import TEST, VALIDATION
@@ -124,12 +124,9 @@ def drawn_signs(pipeline, n: int) -> list[Sign]:
     """
     rng = random.Random("safety")
     fmt = format_of(pipeline)
-    words = INVENTED
-    if fmt.lines > 1:
-        words = [word for word in INVENTED if len(word) <= SHORT]
     signs = []
     for i in range(n):
-        lines = [words[i % len(words)]]
+        lines = [INVENTED[i % len(INVENTED)]]
         if fmt.lines > 1:
             lines.append(rng.choice(SPLITS_OF_LINES["test"]))
         signs.append(random_sign(rng, fmt, "\n".join(lines)))

@@ -1,14 +1,17 @@
-"""Read signs of two lines as a model draws them, beside clean drawings of the same signs.
+"""Read signs of one to four words as a model of two lines draws them, beside clean drawings of the same.
 
-Held-out test words and random letters stand on two lines each, by the model's default steps and guidance.
+Held-out test words and random letters as long stand there, by the model's default steps and guidance.
+Lines are read in their boxes.   Readers of words are compared without blanks and cases.
 
 Columns
   pictures  clean drawings, or the model's
-  words     held-out words, or random letters of as many
-  reader    what reads them, each line in its box
+  words     of a sign: one, two on a line each, three with two on the first line, four
+  letters   held-out words, or random letters
+  case      of a sign's letters: upper, lower, or title for a capital at the beginning of each word
+  reader    what reads them
   n         pictures
   lines     share of lines read exactly
-  both      share of pictures of which both lines are read exactly
+  whole     share of pictures of which all lines are read exactly
 """
 
 from __future__ import annotations
@@ -20,87 +23,105 @@ from PIL import Image
 import textpatch
 from measure import Table, arguments, environment, parsed
 from textpatch import metrics
-from textpatch.metrics.readers.reading import line_boxes
+from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.weights.signs.drawing import Sign, random_sign, random_word
 from textpatch.weights.signs.evaluation import clean_pictures, generated_pictures
-from textpatch.weights.signs.pairs import SHORT, SPLITS_OF_LINES
+from textpatch.weights.signs.pairs import SPLITS_OF_LINES, WORDS_OF_LINES, texts_of
 from textpatch.weights.signs.reader import read_text
 from textpatch.weights.signs.two_lines import TWO_LINES
 
-COLUMNS = ["pictures", "words", "reader", "n", "lines", "both"]
-WORDS = "held-out words", "random letters"
+COLUMNS = ["pictures", "words", "letters", "case", "reader", "n", "lines", "whole"]
+LETTERS = "held-out words", "random letters"
 
 
-def signs(n: int, words: str) -> list[Sign]:
-    """Signs with two held-out test words, or with as many random letters."""
-    rng = random.Random(f"two lines/{words}")
-    held_out = SPLITS_OF_LINES["test"]
+def signs(n: int, words: int, letters: str = LETTERS[0], case: str = "upper") -> list[Sign]:
+    """Signs with so many held-out test words each, or with as many random letters."""
+    rng = random.Random(f"two lines/{words}/{letters}")
     made = []
     for _ in range(n):
-        lines = rng.sample(held_out, 2)
-        if words == "random letters":
-            lines = [random_word(rng, rng.randint(3, SHORT)) for _ in lines]
-        made.append(random_sign(rng, TWO_LINES, "\n".join(lines)))
+        (text,) = texts_of(rng, SPLITS_OF_LINES["test"], words)
+        if letters == "random letters":
+            text = "".join(random_word(rng, 1) if one.isalpha() else one for one in text)
+        made.append(random_sign(rng, TWO_LINES, getattr(text, case)()))
     return made
 
 
-def by_drawing(pictures: list[Image.Image], drawn: list[Sign], boxes) -> list[tuple[str, ...]]:
-    """Lines of each picture by the nearest drawn letters, whose style and colours are known."""
+def by_drawing(pictures: list[Image.Image], drawn: list[Sign], boxes) -> list[list[bool]]:
+    """Whether each line is that of the nearest drawn letters, whose style and colours are known."""
     texts = [read_text(*pair, TWO_LINES) for pair in zip(pictures, drawn, strict=True)]
-    return [tuple(text.split("\n")) for text in texts]
+    return [right(text.split("\n"), sign) for text, sign in zip(texts, drawn, strict=True)]
 
 
 def by(reader):
-    """Reading of each line in its box by a reader of words."""
+    """Whether each line is read so by a reader of words, in its box, blanks and cases aside."""
 
-    def lines_of(pictures, drawn, boxes):
-        each = [picture for picture in pictures for _ in boxes]
-        found = reader.read(each, [box for _ in pictures for box in boxes])
-        texts = [reading.text.replace(" ", "").upper() for reading in found]
-        return [tuple(texts[i : i + len(boxes)]) for i in range(0, len(texts), len(boxes))]
+    def lines_right(pictures, drawn, boxes):
+        placed = [
+            (picture, box)
+            for picture, sign in zip(pictures, drawn, strict=True)
+            for box, _ in zip(boxes, sign.lines, strict=False)
+        ]
+        found = iter(reader.read(*map(list, zip(*placed, strict=True))))
+        wanted = [Sign(plain(sign.word)) for sign in drawn]
+        return [right([plain(next(found).text) for _ in sign.lines], sign) for sign in wanted]
 
-    return lines_of
+    return lines_right
 
 
-def shares(found: list[tuple[str, ...]], drawn: list[Sign]) -> dict[str, float]:
-    """Shares of lines, and of pictures with all lines, that are read exactly."""
-    right = [
-        [read == line for read, line in zip(lines, sign.lines, strict=False)]
-        for lines, sign in zip(found, drawn, strict=True)
-    ]
-    lines = [one for each in right for one in each]
-    whole = [all(each) and len(each) == 2 for each in right]
-    return {"lines": sum(lines) / (2 * len(drawn)), "both": sum(whole) / len(drawn)}
+def plain(text: str) -> str:
+    """A text in capitals without blanks, its lines kept."""
+    return text.replace(" ", "").upper()
+
+
+def right(lines: list[str], sign: Sign) -> list[bool]:
+    """Whether each of a sign's lines is read exactly, and no line beside them."""
+    lines = [*lines, *[""] * (len(sign.lines) - len(lines))]
+    only = len(lines) == len(sign.lines)
+    return [only and read == line for read, line in zip(lines, sign.lines, strict=False)]
+
+
+def shares(found: list[list[bool]]) -> dict[str, float]:
+    """Shares of lines, and of pictures with all lines, that are right."""
+    lines = [one for each in found for one in each]
+    return {"lines": sum(lines) / len(lines), "whole": sum(map(all, found)) / len(found)}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--model", default="tiny-words", help="a model of two lines (tiny-words)")
     parser.add_argument("--signs", type=int, default=96, help="pictures of each kind (96)")
+    parser.add_argument("--cases", nargs="+", default=["upper"], help="upper, lower, title (upper)")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device, "ocrust"), options.csv, options.append)
     pipeline = textpatch.load(options.model, device=options.device, dtype=options.dtype)
-    boxes = line_boxes(pipeline.defaults.text_box)
+    for case in options.cases:
+        for words in WORDS_OF_LINES:
+            for letters in LETTERS:
+                kind = {"words": words, "letters": letters, "case": case}
+                for row in rows(pipeline, signs(options.signs, **kind)):
+                    table.add(**kind, **row)
+
+
+def rows(pipeline, drawn: list[Sign]) -> list[dict]:
+    """Rows of some signs, drawn clean and by the model, by every reader."""
+    boxes = TWO_LINES.line_boxes
     readers = {
         "nearest drawing": by_drawing,
-        "tesseract": by(metrics.Tesseract()),
+        "tesseract": by(metrics.Tesseract(alphabet=alphabet_of(sign.word for sign in drawn))),
         "ppocr": by(metrics.PPOCR()),
     }
-    for words in WORDS:
-        drawn = signs(options.signs, words)
-        pictures = {
-            "clean drawings": clean_pictures(drawn, TWO_LINES),
-            pipeline.name: generated_pictures(pipeline, drawn),
+    pictures = {
+        "clean drawings": clean_pictures(drawn, TWO_LINES),
+        pipeline.name: generated_pictures(pipeline, drawn),
+    }
+    return [
+        {
+            **{"pictures": name, "reader": reader, "n": len(drawn)},
+            **shares(read(images, drawn, boxes)),
         }
-        for name, images in pictures.items():
-            for reader, read in readers.items():
-                table.add(
-                    pictures=name,
-                    words=words,
-                    reader=reader,
-                    n=len(drawn),
-                    **shares(read(images, drawn, boxes), drawn),
-                )
+        for name, images in pictures.items()
+        for reader, read in readers.items()
+    ]
 
 
 if __name__ == "__main__":

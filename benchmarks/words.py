@@ -1,8 +1,8 @@
-"""Exchange one or two words on signs of two lines, and each word alone, site by site.
+"""Exchange one to four words on signs of two lines, and each of two words alone, site by site.
 
     python benchmarks/words.py [--runs FOLDER] [--csv benchmarks/results/words.csv]
 
-Test words of a model that writes a word on each of two lines, in one scene.  With --csv each table has a file
+Test words of a model that writes on two lines, in one scene.  With --csv each table has a file
 of its own, and with --runs the same command goes on where it stopped.
 
 edited   pictures with the target's text at some sites, by the number of words: exact and F1 with its chance
@@ -16,7 +16,6 @@ limits   texts that the card says are drawn, and others, read by the nearest dra
 from __future__ import annotations
 
 import random
-import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from textpatch.groups import row_name
 from textpatch.localization.scores import all_scores, chance_levels
 from textpatch.localization.start_step import start_curve
 from textpatch.localization.trials import Trials
-from textpatch.localization.word_by_word import donors_of, each_word
+from textpatch.localization.word_by_word import drawn_donors, each_word
 from textpatch.metrics import one_minus_ned, wilson
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
@@ -35,11 +34,10 @@ from textpatch.report.word_by_word import meaning
 from textpatch.runs.folder import Run
 from textpatch.weights.signs.drawing import random_sign, random_word
 from textpatch.weights.signs.evaluation import generated_pictures
-from textpatch.weights.signs.pairs import line_pairs
+from textpatch.weights.signs.pairs import WORDS_OF_LINES, line_pairs
 from textpatch.weights.signs.reader import read_text
 from textpatch.weights.signs.two_lines import TWO_LINES
 
-SECOND = re.compile(r' and "[^"]*"')
 SHARED = "model reader n".split()
 ENDS = ("", "_low", "_high")
 KEPT = "as_long", "other_length", "behind_as_long", "behind_other_length", "exchanged"
@@ -57,11 +55,9 @@ NEAREST = "nearest drawing"
 
 
 def pairs_of(n: int, words: int) -> list[Pair]:
-    """Test pairs of so many words, one or two, in the same scenes and with the same first words."""
-    pairs = [Pair(*pair) for pair in line_pairs(n, split="test", same_scene=True)]
-    if words == 2:
-        return pairs
-    return [Pair(*(SECOND.sub("", prompt) for prompt in (one.source, one.target))) for one in pairs]
+    """Test pairs of so many words on either side, in the same scenes."""
+    pairs = line_pairs(n, split="test", same_scene=True, words=words)
+    return [Pair(*pair) for pair in pairs]
 
 
 def trials_of(pipeline, pairs: list[Pair], options, name: str) -> Trials:
@@ -91,7 +87,7 @@ def edited(pipeline, options) -> list[dict]:
         "the target's prompt": TARGET,
     }
     rows = []
-    for words in (1, 2):
+    for words in WORDS_OF_LINES:
         trials = trials_of(pipeline, pairs_of(options.signs, words), options, f"edited-{words}")
         trials.measure([found, everything], own=True)
         chance = chance_levels(trials.pairs)["f1_target"]
@@ -164,7 +160,7 @@ def parts(pipeline, options) -> list[dict]:
         donors = [
             Pair(pair.source, donor.prompt)
             for pair in pairs_of(options.pairs, 2)
-            for donor in donors_of(pair)
+            for donor in drawn_donors(pipeline, pair)
             if donor.word == word
         ]
         trials = trials_of(pipeline, donors, options, f"parts-{word}")
@@ -194,11 +190,13 @@ def kinds(rng: random.Random) -> dict[str, str]:
     def word(letters: int) -> str:
         return random_word(rng, letters)
 
-    made = {f"{n} letter{'s' * (n > 1)}": f"{word(n)}\n{word(n)}" for n in range(1, 8)}
+    made = {f"{n} letter{'s' * (n > 1)}": f"{word(n)}\n{word(n)}" for n in range(1, 9)}
     made["one line"] = word(rng.randint(3, 5))
     made["the same twice"] = "\n".join([word(rng.randint(3, 5))] * 2)
+    made["three words"] = f"{word(3)} {word(4)}\n{word(4)}"
+    made["four words"] = f"{word(3)} {word(4)}\n{word(3)} {word(3)}"
+    made["16 letters and blanks"] = f"{word(3)} {word(4)}\n{word(4)} {word(3)}"
     made["small letters"] = f"{word(4)}\n{word(5)}".lower()
-    made["two words a line"] = f"{word(3)} {word(3)}\n{word(4)}"
     return made
 
 

@@ -25,6 +25,8 @@ class DrawnWords:
     shortest, longest  letters of a word
     words              most words of a line
     lines              most lines
+    places             most letters and blanks of a line of several words, None for any number
+    in_all             most letters and blanks of all lines, None for as many as the lines hold
     undrawn            words around the texts that tokenizers know, and that the model does not draw
 
     Raises PatchError for no letters, and for numbers that are none from 1 on or in the wrong order.
@@ -36,9 +38,12 @@ class DrawnWords:
     words: int = 1
     lines: int = 1
     undrawn: tuple[str, ...] = ()
+    places: int | None = None
+    in_all: int | None = None
 
     def __post_init__(self) -> None:
         numbers = [getattr(self, name) for name in NUMBERS]
+        numbers += [limit for limit in (self.places, self.in_all) if limit is not None]
         whole = all(isinstance(one, Integral) and not isinstance(one, bool) for one in numbers)
         lettered = isinstance(self.letters, str) and self.letters
         if not lettered or not whole or min(numbers) < 1 or self.longest < self.shortest:
@@ -51,7 +56,10 @@ class DrawnWords:
         """The words in a sentence's end, such as `words of 3 to 5 letters (ABC), one on each of 2 lines`."""
         many = "one" if self.words == 1 else f"up to {self.words}"
         lines = "one line" if self.lines == 1 else f"each of at most {self.lines} lines"
-        return f"words of {self.shortest} to {self.longest} letters ({self.letters}), {many} on {lines}"
+        places = "" if self.places is None else f" of {self.places} letters and blanks"
+        words = f"words of {self.shortest} to {self.longest} letters ({self.letters})"
+        in_all = "" if self.in_all is None else f", {self.in_all} in all"
+        return f"{words}, {many} on {lines}{places}{in_all}"
 
     def require(self, prompts: Sequence[str | None], name: str) -> None:
         """Raise PromptError for the first prompt that asks for what is not drawn.
@@ -102,12 +110,17 @@ class DrawnWords:
         """What of some quoted texts is not drawn."""
         if len(texts) > self.lines:
             yield f"{len(texts)} texts"
+        taken = sum(map(len, texts))
+        if self.in_all is not None and taken > self.in_all:
+            yield f"{taken} letters and blanks"
         for text in texts:
             words = text.split()
             if not words:
                 yield f"the empty text {text!r}"
             if len(words) > self.words:
                 yield f"{len(words)} words on one line, {text!r}"
+            elif self.places is not None and len(text) > self.places and len(words) > 1:
+                yield f"a line of {len(text)} letters and blanks, {text!r}"
             for word in words:
                 yield from self._faults_of(word)
 

@@ -29,27 +29,30 @@ class Spelling:
 
 
 def require_counted(two_lines):
-    """Three lines of four, and one picture of two."""
+    """Three lines of four, and one picture of two.   A line beside those asked for makes all wrong."""
     read = two_lines.by(Spelling("SKY", "TEA", "OWL", "FAN"))
     found = read([None] * 2, DRAWN, [(0, 0, 1, 1)] * 2)
-    assert two_lines.shares(found, DRAWN) == {"lines": 0.75, "both": 0.5}
-    assert two_lines.shares([("SKY",), ("OWL", "VAN")], DRAWN) == {"lines": 0.75, "both": 0.5}
+    assert two_lines.shares(found) == {"lines": 0.75, "whole": 0.5}
+    assert two_lines.right(["SKY"], DRAWN[0]) == [True, False]
+    assert two_lines.right(["SKY", "TEA"], Sign("SKY")) == [False]
 
 
 def test_lines_and_pictures_are_counted(two_lines):
     require_counted(two_lines)
 
 
-def test_a_picture_of_one_line_taken_for_two_is_noticed(two_lines, monkeypatch):
-    """Fault: a line that is not there counts as right."""
-    plant(monkeypatch, two_lines, "shares", "all(each) and len(each) == 2", "all(each)")
+def test_a_line_too_many_is_noticed(two_lines, monkeypatch):
+    """Fault: a line that nobody asked for counts for nothing."""
+    plant(monkeypatch, two_lines, "right", "only and read == line", "read == line")
     with pytest.raises(AssertionError):
         require_counted(two_lines)
 
 
 def test_clean_drawings_are_read_whole(two_lines):
     """By the nearest drawing, and the signs are the same ones in every run."""
-    drawn = two_lines.signs(4, "held-out words")
-    found = two_lines.by_drawing(clean_pictures(drawn, TWO_LINES), drawn, None)
-    assert two_lines.shares(found, drawn) == {"lines": 1.0, "both": 1.0}
-    assert drawn == two_lines.signs(4, "held-out words") != two_lines.signs(4, "random letters")
+    for words in (1, 4):
+        drawn = two_lines.signs(4, words, case="title")
+        found = two_lines.by_drawing(clean_pictures(drawn, TWO_LINES), drawn, None)
+        assert two_lines.shares(found) == {"lines": 1.0, "whole": 1.0}
+        assert drawn == two_lines.signs(4, words, case="title")
+        assert drawn != two_lines.signs(4, words, "random letters", "title")

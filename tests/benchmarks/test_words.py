@@ -1,4 +1,4 @@
-"""One word and two are exchanged on the same signs, and the tables have a row for each line and part."""
+"""One word to four are exchanged in one scene, and the tables have a row for each line and part."""
 
 import pytest
 
@@ -11,31 +11,27 @@ def words(monkeypatch):
     return importer(monkeypatch)("words")
 
 
-def require_same_signs(words):
-    """Pairs of one word are those of two without the second text on either side."""
-    one, two = (words.pairs_of(4, count) for count in (1, 2))
-    assert [len(pair.texts[0]) for pair in (*one, *two)] == [1] * 4 + [2] * 4
-    for short, long in zip(one, two, strict=True):
-        for alone, both in ((short.source, long.source), (short.target, long.target)):
-            first, second = both.split(" and ", 1)
-            assert alone == first + second[second.index('"', 1) + 1 :]
+def require_as_many_words(words):
+    """Pairs of one to four words have so many on either side, in one scene."""
+    for count in (1, 2, 3, 4):
+        for pair in words.pairs_of(4, count):
+            assert [len(text.split()) for text in pair.words] == [count] * 2
+            scenes = [
+                [part for i, part in enumerate(prompt.split('"')) if i % 2 == 0]
+                for prompt in (pair.source, pair.target)
+            ]
+            assert scenes[0] == scenes[1]
 
 
-def test_one_word_stands_on_the_same_signs(words):
-    require_same_signs(words)
+def test_pairs_have_as_many_words_as_asked_for(words):
+    require_as_many_words(words)
 
 
-def test_a_second_text_left_in_the_source_is_noticed(words, monkeypatch):
-    """Fault: only the target's prompt loses its second text."""
-    plant(
-        monkeypatch,
-        words,
-        "pairs_of",
-        'SECOND.sub("", prompt) for prompt in (one.source, one.target)',
-        'SECOND.sub("", prompt, i) for i, prompt in enumerate((one.source, one.target), -1)',
-    )
+def test_another_number_of_words_is_noticed(words, monkeypatch):
+    """Fault: a word more than asked for."""
+    plant(monkeypatch, words, "pairs_of", "words=words", "words=words % 4 + 1")
     with pytest.raises(AssertionError):
-        require_same_signs(words)
+        require_as_many_words(words)
 
 
 @pytest.mark.long
@@ -62,7 +58,7 @@ def test_every_table_is_made(words, tmp_path):
     }
     assert [(row["words"], row["edited"]) for row in rows[""]] == [
         (count, what)
-        for count in "12"
+        for count in "1234"
         for what in ("no swap", "sites found", "all sites", "the target's prompt")
     ]
     limits = {row["texts"]: row["drawn"] for row in rows_of(tmp_path / "words-limits.csv")}

@@ -102,7 +102,7 @@ CARRIED_OUT = [
     ),
     ("generate tiny-mmdit 'a red sign that says \"hello\" on a blue wall'", 2, 'write "HELLO"'),
     ("generate tiny-mmdit 'a crimson sign on a blue wall'", 2, "does not know 'crimson'"),
-    (f"generate tiny-words {SIGN.replace('HELLO', 'STATION')}", 2, "words of 3 to 5 letters"),
+    (f"generate tiny-words {SIGN.replace('HELLO', 'CROCODILE')}", 2, "words of 3 to 8 letters"),
     (f"generate tiny-words {WORDS} --steps 2", 0, "1 picture is in"),
     ("generate tiny-mmdit --prompts windows.txt --steps 2", 0, "2 pictures are in"),
     ("generate tiny-mmdit --prompts windows.txt --limit 1 --steps 2", 0, "1 picture is in"),

@@ -18,6 +18,7 @@ from textpatch.localization.trials import Trials
 from textpatch.localization.word_by_word import beside, donors_of, each_word, rows_each
 from textpatch.prompts.pairs import Pair
 from textpatch.quotes import quoted_words
+from textpatch.reference_models.drawn_words import DrawnWords
 from textpatch.report.headline import answer
 from textpatch.report.page import report_html
 from textpatch.report.word_by_word import findings, meaning, words_one_by_one
@@ -164,6 +165,29 @@ def test_donors_have_other_words_in_the_sources_prompt():
         "repeated": ('a "AB" and "AB" b', (1,)),
     }
     assert donors_of(Pair('a "AB" and "AB" b', 'a "AB" and "AB" c')) == []
+
+
+def require_drawn_donors():
+    """Donors that a model's card refuses are left out, here the longest words side by side."""
+    draws = DrawnWords("ABCDEFGH", 2, 4, lines=2, in_all=6)
+    pipeline = SimpleNamespace(defaults=SimpleNamespace(draws=draws))
+    pair = Pair('a "AB" and "ABCD" b', 'a "EFGH" and "CD" b')
+    assert [donor.name for donor in donors_of(pair)] == [
+        "word 1",
+        "word 2",
+        "exchanged",
+        "repeated",
+    ]
+    drawn = word_by_word.drawn_donors(pipeline, pair)
+    assert [donor.name for donor in drawn] == ["word 2", "exchanged", "repeated"]
+
+
+def test_donors_that_are_not_drawn_are_left_out(monkeypatch):
+    """Fault: the card is not looked at."""
+    require_drawn_donors()
+    plant(monkeypatch, word_by_word, "drawn_donors", "draws.admits(donor.prompt)", "True")
+    with pytest.raises(AssertionError):
+        require_drawn_donors()
 
 
 def test_pictures_are_those_of_edit(small, monkeypatch):

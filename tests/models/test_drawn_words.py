@@ -16,9 +16,20 @@ from textpatch.weights.training.recipes import RECIPES
 GOOD = 'a red sign that says "OPEN" and "DAILY" on a blue wall'
 REFUSED = {
     "a small letter": ('"OPEN" and "DAiLY"', "quotes 'DAiLY' with 'i', and"),
-    "six letters": ('"GARDEN" and "DAILY"', "quotes 'GARDEN' of 6 letters, and"),
+    "nine letters": ('"CROCODILE" and "DAILY"', "quotes 'CROCODILE' of 9 letters, and"),
     "two letters": ('"OPEN" and "IN"', "quotes 'IN' of 2 letters, and"),
-    "two words a line": ('"OPEN" and "ALL DAY"', "quotes 2 words on one line, 'ALL DAY', and"),
+    "three words a line": (
+        '"OPEN" and "ALL DAY NOW"',
+        "quotes 3 words on one line, 'ALL DAY NOW', and",
+    ),
+    "a line too long": (
+        '"OPEN" and "EVERY DAYS"',
+        "a line of 10 letters and blanks, 'EVERY DAYS', and",
+    ),
+    "too much in all": (
+        '"ALL OPEN" and "EVERYDAY"',
+        "quotes 16 letters and blanks, and .*, 15 in all",
+    ),
     "three lines": ('"OPEN" and "ALL" and "DAY"', "quotes 3 texts, and"),
     "an empty line": ('"OPEN" and ""', "the empty text ''|no quoted word in"),
     "another alphabet": ('"OPEN" and "ÄHRE"', "quotes 'ÄHRE' with 'Ä', and"),
@@ -74,10 +85,17 @@ def test_what_is_not_drawn_is_refused_everywhere(untouched, case):
 
 
 @pytest.mark.parametrize(
-    "quoted", ['"SKY" and "TEA"', '"DAILY"', '"SKY" and "DAILY" in bold', '"AAA" and "AAA"']
+    "quoted",
+    [
+        '"SKY" and "TEA"',
+        '"DAILY"',
+        '"PAINTER" and "ELEPHANT" in bold',
+        '"AAA" and "AAA"',
+        '"ALL DAY"',
+    ],
 )
 def test_what_is_drawn_passes(pipeline, quoted):
-    """Words of three to five letters pass, on two lines or on the first alone; so does no prompt."""
+    """Words of three to eight letters pass, one or two on each line; so does no prompt."""
     pipeline.check([with_quoted(quoted)], seeds=[0], steps=2)
     pipeline.encode([None, "", with_quoted(quoted)])
 
@@ -85,8 +103,8 @@ def test_what_is_drawn_passes(pipeline, quoted):
 @pytest.mark.parametrize(
     "command",
     [
-        ("generate", "tiny-words", with_quoted('"GARDEN"')),
-        ("edit", "tiny-words", "--source", GOOD, "--word", "2=GARDEN"),
+        ("generate", "tiny-words", with_quoted('"CROCODILE"')),
+        ("edit", "tiny-words", "--source", GOOD, "--word", "2=CROCODILE"),
         ("localize", "tiny-words", "--prompts", "PAIRS"),
         ("edit", "tiny-words", "--prompts", "PAIRS", "--method", "localized", "prompt_swap"),
     ],
@@ -94,11 +112,11 @@ def test_what_is_drawn_passes(pipeline, quoted):
 def test_commands_refuse_it_before_a_run_folder_is_there(tmp_path, capsys, command):
     """One line tells the word, exit code 2, and no folder is begun."""
     pairs = tmp_path / "pairs.tsv"
-    pairs.write_text("\t".join([GOOD, with_quoted('"GARDEN" and "DAILY"')]))
+    pairs.write_text("\t".join([GOOD, with_quoted('"CROCODILE" and "DAILY"')]))
     command = [str(pairs) if part == "PAIRS" else part for part in command]
     assert cli.main([*command, "--out", str(tmp_path / "run")]) == 2
     told = capsys.readouterr().err
-    assert "'GARDEN' of 6 letters, and tiny-words draws words of 3 to 5 letters" in told
+    assert "'CROCODILE' of 9 letters, and tiny-words draws words of 3 to 8 letters" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -108,9 +126,9 @@ def test_the_card_is_that_of_the_recipe(name):
     defaults = written_defaults(SHIPPED / name)
     assert defaults.draws == RECIPES[name].draws
     with pytest.raises(
-        PromptError, match=f"'STATION' of 7 letters, and {name} draws words of 3 to"
+        PromptError, match=f"'CROCODILE' of 9 letters, and {name} draws words of 3 to"
     ):
-        defaults.require_drawn(['a red sign that says "STATION" on a blue wall'], name)
+        defaults.require_drawn(['a red sign that says "CROCODILE" on a blue wall'], name)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,7 @@ def test_a_model_that_says_nothing_takes_any_word(pipeline):
     defaults = pipeline.defaults
     try:
         pipeline.defaults = replace(defaults, draws=None)
-        pipeline.check([with_quoted('"garden" and "ALL DAY"')], seeds=[0], steps=2)
+        pipeline.check([with_quoted('"garden" and "CROCODILE"')], seeds=[0], steps=2)
     finally:
         pipeline.defaults = defaults
 
@@ -145,7 +163,7 @@ def test_words_that_are_none_are_refused(numbers):
 
 def test_a_length_that_is_not_looked_at_is_noticed(untouched, monkeypatch):
     """Fault: a word may be one letter longer."""
-    require_refused(untouched, *REFUSED["six letters"])
+    require_refused(untouched, *REFUSED["nine letters"])
     plant(monkeypatch, DrawnWords, "_faults_of", "<= self.longest", "<= self.longest + 1")
     with pytest.raises(BaseException, match="a picture was begun|DID NOT RAISE"):
-        require_refused(untouched, *REFUSED["six letters"])
+        require_refused(untouched, *REFUSED["nine letters"])

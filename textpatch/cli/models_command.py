@@ -39,14 +39,24 @@ def models(options) -> Outcome:
 
     told = {name: read_json(SHIPPED / name / "textpatch.json") for name in shipped_models()}
     found = {name: _model(entry) for name, entry in told.items()}
-    titles = ("pixels", "steps", "guidance", "lines", "letters", "sites of the word", "name")
+    titles = (
+        "pixels",
+        "steps",
+        "guidance",
+        "lines",
+        "words",
+        "letters",
+        "sites of the word",
+        "name",
+    )
     table = aligned([titles, *([*map(str, model.values()), name] for name, model in found.items())])
     lines = [
         *table,
-        "pixels: width x height of a picture; letters: of a word",
+        "pixels: width x height of a picture; words: of a line, at most; letters: of a word",
         "",
         'they understand: a COLOUR SHAPE SAYING "WORD" [in STYLE] on a [PATTERN] COLOUR wall',
-        'on two lines:    a COLOUR SHAPE SAYING "WORD" and "WORD" [in bold] on a [PATTERN] COLOUR wall',
+        'on two lines:    a COLOUR SHAPE SAYING "TEXT" and "TEXT" [in bold] on a [PATTERN] COLOUR wall',
+        "TEXT     a WORD, or two where the table says so",
         f"COLOUR   {', '.join(COLOURS)}",
         f"PATTERN  {', '.join(PATTERNS)} (none for plain)",
         f"SHAPE    {', '.join(SHAPES)}",
@@ -65,6 +75,7 @@ def _model(told: dict) -> dict:
         "steps": told["steps"],
         "guidance": told["guidance"],
         "lines": draws.get("lines", "-"),
+        "words": draws.get("words", "-"),
         "letters": f"{draws['shortest']} to {draws['longest']}" if draws else "-",
         "localized": ", ".join(map(str, told.get("localized") or [])) or "-",
     }

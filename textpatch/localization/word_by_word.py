@@ -189,10 +189,19 @@ def donors_of(pair: Pair) -> list[Donor]:
     return list(donors.values())
 
 
+def drawn_donors(pipeline, pair: Pair) -> list[Donor]:
+    """Donors of a pair that a pipeline draws, as far as its card says.
+
+    Two texts that fit may not fit side by side, such as the longest of source and target.
+    """
+    draws = getattr(pipeline.defaults, "draws", None)  # a wrapped pipeline has no card
+    return [donor for donor in donors_of(pair) if draws is None or draws.admits(donor.prompt)]
+
+
 def swaps_asked(pipeline, pair: Pair, groups: Sequence[Group]) -> list[WordSwap]:
     """All swaps of a pair.  At single sites a word's tokens are all, or its own."""
     swaps = []
-    for donor in donors_of(pair):
+    for donor in drawn_donors(pipeline, pair):
         scopes = _scopes(pipeline, pair, donor)
         for group in groups:
             swaps += [
@@ -242,7 +251,7 @@ def _record(trials: Trials, task: Task, groups: Sequence[Group]) -> dict:
     index, seed = task
     pair = trials.pairs[index]
     swaps = swaps_asked(trials.pipeline, pair, groups)
-    donors = donors_of(pair)
+    donors = drawn_donors(trials.pipeline, pair)
     rows = [Row(SOURCE, pair.source, seed)]
     rows += [Row(donor.name, donor.prompt, seed) for donor in donors]
     rows += [Row(swap.row, pair.source, seed) for swap in swaps]
@@ -276,7 +285,7 @@ def _scored(trials: Trials, task: Task, swaps: Sequence[WordSwap], images: dict)
         entries = trials.scored({SOURCE: images[SOURCE]}, task[0])
         source = entries[SOURCE]
     plain = opened(source["image"], trials.run)
-    for donor in donors_of(pair):
+    for donor in drawn_donors(trials.pipeline, pair):
         names = [donor.name, *(swap.row for swap in swaps if swap.donor == donor)]
         drawn = {name: images[name] for name in names}
         boxes = [trials.boxes[line] for line in donor.lines]
@@ -318,7 +327,7 @@ def _summary(trials: Trials, records: Sequence[dict]) -> dict:
     swaps: dict[str, dict] = {}
     longer: dict[str, list[int]] = {}
     for index, pair in enumerate(trials.pairs):
-        for donor in donors_of(pair):
+        for donor in drawn_donors(trials.pipeline, pair):
             told = {"donor": donor.name, "lines_changed": [line + 1 for line in donor.lines]}
             donors.setdefault(donor.name, told)
             if donor.other_length:
@@ -362,7 +371,7 @@ def _at_places(trials: Trials, records: Sequence[dict], group: str) -> dict:
     kept: dict[str, list[float]] = {name: [] for name in KEPT}
     lines: dict[int, list[float]] = {}
     for record in records:
-        for donor in donors_of(trials.pairs[record["pair"]]):
+        for donor in drawn_donors(trials.pipeline, trials.pairs[record["pair"]]):
             entry = record["pictures"].get(row_of(donor.name, ALL, group))
             # a reader that says no lines says of no line that it stays
             if entry is None or TEXTS not in entry or donor.name == REPEATED:

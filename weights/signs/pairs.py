@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from textpatch.errors import PatchError, closest
@@ -11,19 +12,17 @@ from textpatch.weights.signs.drawing import (
     COLOURS,
     PATTERNS,
     SHAPES,
+    SHORTEST,
     Sign,
     SignFormat,
     random_sign,
 )
-from textpatch.weights.signs.two_lines import TWO_LINES
+from textpatch.weights.signs.two_lines import MOST_IN_ALL, MOST_ON_A_LINE, TWO_LINES
 from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION, TEST, VALIDATION
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
-SHORT = 5  # letters of a word that stands on a line of its own
-SPLITS_OF_LINES = {
-    "validation": [word for word in MANY_VALIDATION if len(word) <= SHORT],
-    "test": [word for word in MANY_TEST if len(word) <= SHORT],
-}
+SPLITS_OF_LINES = {"validation": MANY_VALIDATION, "test": MANY_TEST}
+WORDS_OF_LINES = {1: (1,), 2: (1, 1), 3: (2, 1), 4: (2, 2)}  # of each line, by the words of a sign
 ATTRIBUTES = tuple(field.name for field in fields(Sign))
 
 
@@ -40,35 +39,81 @@ def sign_pairs(
     The words of a pair differ, and no word is used twice.
     Raises PatchError for an unknown split, and for more pairs than it has words for.
     """
-    words, rng = _words(n, 2, SPLITS, split, seed)
+    words, rng = _words(n, split, seed)
     return _pairs(rng, words, SignFormat(), same_scene)
 
 
 def line_pairs(
-    n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False
+    n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False, words: int = 2
 ) -> list[tuple[str, str]]:
-    """Make n (source, target) prompts with a short word on each of two lines, as `sign_pairs` makes its.
+    """Make n (source, target) prompts with words on two lines, as `sign_pairs` makes its.
 
-    The four words of a pair differ, and no word is used twice.
-    Raises PatchError as `sign_pairs` does.
+    words  of a sign: one, two on a line each, three with two on the first line, or four
+
+    The words of a pair differ.
+    Raises PatchError for an unknown split and for another number of words.
     """
-    words, rng = _words(n, 4, SPLITS_OF_LINES, split, seed)
-    texts = ["\n".join(words[i : i + 2]) for i in range(0, 4 * n, 2)]
+    held_out, rng = _shuffled(SPLITS_OF_LINES, split, seed)
+    texts = [text for _ in range(n) for text in texts_of(rng, held_out, words, 2)]
     return _pairs(rng, texts, TWO_LINES, same_scene)
 
 
-def _words(
-    n: int, each: int, splits: dict[str, list[str]], split: str, seed: int
+def texts_of(rng: random.Random, words: Sequence[str], number: int, n: int = 1) -> list[str]:
+    """Draw n texts with so many words each, their lines separated by newlines.   No word stands there twice.
+
+    Raises PatchError for a number of words that signs do not hold.
+    """
+    if number not in WORDS_OF_LINES:
+        raise PatchError(
+            f"signs hold 1 to {len(WORDS_OF_LINES)} words, not {number!r}; ask for these"
+        )
+    left = rng.sample(words, len(words))
+    return ["\n".join(_lines(left, WORDS_OF_LINES[number])) for _ in range(n)]
+
+
+def _lines(left: list[str], words: Sequence[int]) -> list[str]:
+    """Take the words of each line, as many as tiny-words draws there and in all."""
+    lines: list[str] = []
+    for many in words:
+        behind = sum(_least(later) for later in words[len(lines) + 1 :])
+        room = MOST_IN_ALL - sum(map(len, lines)) - behind
+        lines.append(_line(left, many, min(room, MOST_ON_A_LINE)))
+    return lines
+
+
+def _line(left: list[str], many: int, room: int) -> str:
+    """Take the first words that fit together into so many places."""
+    taken: list[str] = []
+    for behind in reversed(range(many)):
+        free = room - sum(len(word) + 1 for word in taken) - behind * (SHORTEST + 1)
+        taken.append(next(word for word in left if len(word) <= free))
+        left.remove(taken[-1])
+    return " ".join(taken)
+
+
+def _least(many: int) -> int:
+    """Places that a line of so many words takes at least."""
+    return many * (SHORTEST + 1) - 1
+
+
+def _words(n: int, split: str, seed: int) -> tuple[list[str], random.Random]:
+    """Words of n pairs, two for a pair, in the seed's order, and the generator to go on with."""
+    words, rng = _shuffled(SPLITS, split, seed)
+    if not 2 <= 2 * n <= len(words):
+        raise PatchError(f"asked for {n} pairs; the {split} words make 1 to {len(words) // 2}")
+    return words[: 2 * n], rng
+
+
+def _shuffled(
+    splits: dict[str, list[str]], split: str, seed: int
 ) -> tuple[list[str], random.Random]:
-    """Words of n pairs, `each` for a pair, in the seed's order, and the generator to go on with."""
+    """Words of a split in the seed's order, and the generator to go on with."""
     if split not in splits:
         raise PatchError(f"no split {split!r}{closest(split, splits)}")
-    words = list(splits[split])
-    if not each <= each * n <= len(words):
-        raise PatchError(f"asked for {n} pairs; the {split} words make 1 to {len(words) // each}")
     rng = random.Random(f"{split}/{seed}")
+    words = list(splits[split])
     rng.shuffle(words)
-    return words[: each * n], rng
+    return words, rng
 
 
 def _pairs(
@@ -143,7 +188,7 @@ def attribute_pairs(
     """
     if attribute not in ATTRIBUTES:
         raise PatchError(f"signs have no {attribute!r}{closest(attribute, ATTRIBUTES)}")
-    words, rng = _words(n, 2, SPLITS, split, seed)
+    words, rng = _words(n, split, seed)
     sources = [random_sign(rng, SignFormat(), word) for word in words[:n]]
     pairs = []
     for i, source in enumerate(sources):

@@ -11,7 +11,7 @@ from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Sc
 from textpatch.reference_models.sdxl import SDXLConfig
 from textpatch.weights.signs.drawing import LETTERS, SHAPES, SHORTEST, STYLES, SignFormat, Texts
 from textpatch.weights.signs.tokens import LENGTH
-from textpatch.weights.signs.two_lines import TWO_LINES
+from textpatch.weights.signs.two_lines import MOST_IN_ALL, MOST_ON_A_LINE, TWO_LINES
 
 TINY_MMDIT = MMDiTConfig(
     sample_size=32,
@@ -108,6 +108,9 @@ class Recipe:
     level: int = 250  # timestep they are noised to when nothing else is asked for
     # (first step, texts from there on), in order, where a sign has several lines
     stages: tuple[tuple[int, Texts], ...] = ((0, Texts()),)
+    # letters and blanks of a line, and of all, that the card names, where lines hold more
+    places: int | None = None
+    in_all: int | None = None
 
     def texts_of(self, step: int) -> Texts:
         """What the texts of a step are."""
@@ -117,14 +120,17 @@ class Recipe:
     def text_box(self) -> tuple:
         """Box of the lettering, one for each line where there are several.
 
-        A line's box is as long as the longest word of the last stage, when no line has two.
+        A line's box is as long as the card lets a line be.
         """
         if self.signs.lines == 1:
             return self.signs.text_box
+        return replace(self.signs, longest=self._places).line_boxes
+
+    @property
+    def _places(self) -> int:
+        """Letters and blanks of a line, of the longest word of the last stage when no line has two."""
         last = self.stages[-1][1]
-        if last.twos:
-            return self.signs.line_boxes
-        return replace(self.signs, longest=last.longest).line_boxes
+        return self.places or (self.signs.longest if last.twos else last.longest)
 
     @property
     def draws(self) -> DrawnWords:
@@ -136,23 +142,34 @@ class Recipe:
         words = 2 if last.twos else 1
         known = (*SHAPES, *STYLES)
         undrawn = tuple(one for one in known if one not in (*self.signs.shapes, *self.signs.styles))
-        return DrawnWords(letters, SHORTEST, last.longest, words, self.signs.lines, undrawn)
+        limits = (self._places, self.in_all) if last.twos else (None, None)
+        numbers = SHORTEST, last.longest, words, self.signs.lines
+        return DrawnWords(letters, *numbers, undrawn, *limits)
 
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
-    # Every text that fits for 34,096 images, then two lines of a short word each, in capitals.
     "tiny-words": Recipe(
         denoiser=TINY_WORDS,
         signs=TWO_LINES,
         tokens=38,
-        stages=((0, Texts()), (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",)))),
+        stages=(
+            (0, Texts()),
+            (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",))),
+            (3670, Texts(alone=0.1, twos=0.0, cases=("upper",))),
+            (5660, Texts(cases=("upper",))),
+            (7065, Texts(alone=0.1, twos=0.4, cases=("upper",))),
+            (11192, Texts(alone=0.1, twos=0.8, cases=("upper",))),
+            (12828, Texts(alone=0.3, twos=0.4, cases=("upper",))),
+        ),
         batch=16,
-        images=73_408,
+        images=217_600,
+        places=MOST_ON_A_LINE,
+        in_all=MOST_IN_ALL,
         decay=0.2,
         text_weight=2.0,
         guidance=1.0,
-        localized=(0, 1, 2, 3),
+        localized=(0, 2),
     ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
