@@ -25,9 +25,9 @@ class DrawnWords:
     shortest, longest  letters of a word
     words              most words of a line
     lines              most lines
+    undrawn            words around the texts that tokenizers know, and that the model does not draw
     places             most letters and blanks of a line of several words, None for any number
     in_all             most letters and blanks of all lines, None for as many as the lines hold
-    undrawn            words around the texts that tokenizers know, and that the model does not draw
 
     Raises PatchError for no letters, and for numbers that are none from 1 on or in the wrong order.
     """
