@@ -17,6 +17,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# pytest reads them, and explains in CI without an end: of two files of a megabyte, ten minutes and more
+for name in ("CI", "BUILD_NUMBER"):
+    os.environ.pop(name, None)
 
 
 # Files that take more than ten seconds, the longest first.  They begin first, because one begun last would
