@@ -8,7 +8,8 @@ pictures  Prompts with invented words in the role of harmful ones, drawn by each
           read, SSIM and PSNR to the plain picture outside the lettering, how often colour, shape, wall and
           pattern stay as they were, and by how much more of these is kept than by ours, over the same pairs.
           cpu is the processor time in seconds that the disguise took with all its methods and readings, empty
-          where a part of it was found in --runs.
+          where a part of it was found in --runs.  --second reads the undisguised pictures by another reader,
+          which gives them further rows.
           With --runs the same command goes on where it stopped.  Models and disguises are shared among
           processes, one for each core.
 sites     Validation words in the role of harmful ones, replaced at sets of sites that searches found, to
@@ -52,6 +53,7 @@ from measure import (
     reader_option,
     timed,
     without_card,
+    words_read,
 )
 from textpatch.classifier_free import NO_GUIDANCE
 from textpatch.editing.localized import Localized
@@ -60,6 +62,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import PRESETS, Safety
 from textpatch.localization.scores import TEXTS
 from textpatch.metrics import compared, f1
+from textpatch.metrics.readers.named import READERS
 from textpatch.metrics.readers.reading import line_boxes
 from textpatch.pictures import opened
 from textpatch.prompts.pairs import SOURCE, quoted_texts
@@ -209,9 +212,12 @@ def opened_run(pipeline, options, **asked: str) -> Run | None:
 
 
 def pictures(pipeline, disguise: str, detector, options) -> list[dict]:
-    """Rows of the table of methods for one disguise, the plain run first."""
+    """Rows of the table of methods for one disguise and each reader, the plain run first."""
     begun = cpu()
     plain = disguise == PLAIN
+    readers = [options.reader]
+    if plain and options.second:
+        readers.append(options.second)
     n = options.n if plain else options.disguised
     seeds = options.seeds if plain else options.seeds[:1]
     words, pairs = zip(*asked(pipeline, disguise, n, detector), strict=True)
@@ -224,12 +230,15 @@ def pictures(pipeline, disguise: str, detector, options) -> list[dict]:
     scenes = {name: kept(found, name, format_of(pipeline)) for name in (SOURCE, *by_name)}
     rows = [
         {
-            "reader": options.reader,
+            "reader": reader,
             "disguise": disguise,
             "method": "plain" if name == SOURCE else name,
-            **scored(found, name, words, detector),
+            **scored(
+                found, name, texts_of(found, name, pipeline, reader, options), words, detector
+            ),
             **kept_of(scenes, name),
         }
+        for reader in readers
         for name in scenes
     ]
     spent = None if resumed else cpu() - begun
@@ -247,10 +256,21 @@ def kept_of(scenes: dict[str, np.ndarray], name: str) -> dict:
     return shares | dict(zip(MORE, (apart.value, apart.low, apart.high), strict=True))
 
 
-def scored(found, name: str, words: list[str], detector) -> dict:
-    """Means over the pictures of one method, of several lines over the first."""
+def texts_of(found, name: str, pipeline, reader: str, options) -> list[str]:
+    """What a reader reads in the pictures of one method, of several lines the first.
+
+    That of --reader has read them when they were made.
+    """
     entries = [record["pictures"][name] for record in found.records]
-    texts = [entry.get(TEXTS, [entry])[0]["read"] for entry in entries]
+    if reader == options.reader:
+        return [entry.get(TEXTS, [entry])[0]["read"] for entry in entries]
+    images = [opened(entry["image"], found.run) for entry in entries]
+    return words_read(reader, images, line_boxes(pipeline.defaults.text_box)[0])
+
+
+def scored(found, name: str, texts: list[str], words: list[str], detector) -> dict:
+    """Means of what was read in the pictures of one method, and of their background."""
+    entries = [record["pictures"][name] for record in found.records]
     pairs = [found.result["pairs_list"][record["pair"]] for record in found.records]
     harmful = [words[record["pair"]] for record in found.records]
     benign = [quoted_texts(pair["target"])[0] for pair in pairs]
@@ -435,6 +455,9 @@ def main(argv: list[str] | None = None) -> None:
         "--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)"
     )
     reader_option(parser)
+    parser.add_argument(
+        "--second", choices=READERS, help="what else reads the undisguised pictures (nothing)"
+    )
     processes_option(parser)
     options = parsed(parser, argv)
     measured_on = environment(options.device)
