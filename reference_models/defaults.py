@@ -22,6 +22,7 @@ WANTED = {
     "guidance": "a finite number",
     "text_box": "four whole numbers: left, top, right, bottom; or as many for each line of text",
     "localized": "site indices, whole numbers",
+    "replaced": "site indices, whole numbers",
     "micro": "six whole numbers",
     "level": "a timestep, a whole number",
     "embeds_guidance": "true or false",
@@ -39,6 +40,7 @@ class Defaults:
     text_box       left, top, right and bottom of the lettering in pixels, or a box for each line of text in
                    the order they are read; None where it is not fixed
     localized      indices of the sites measured to carry the word
+    replaced       indices of the sites at which `sanitize` replaces it, where these are others
     micro          SDXL's six: height and width of the original, top and left of the crop, height and width
                    wanted; None for the other models
     level          timestep of the noise that a stage II gets in the small pictures
@@ -55,6 +57,7 @@ class Defaults:
     guidance: float
     text_box: Box | tuple[Box, ...] | None = None
     localized: tuple[int, ...] = ()
+    replaced: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None
     level: int = 250
     embeds_guidance: bool = False
@@ -123,7 +126,7 @@ def _fits(name: str, value) -> bool:
         return isinstance(value, bool)
     if name == "draws":
         return value is None or isinstance(value, DrawnWords)
-    if name == "localized":
+    if name in ("localized", "replaced"):
         return _are_whole(value)
     if name == "text_box" and isinstance(value, (tuple, list)) and value and not is_whole(value[0]):
         return all(_are_whole(box, 4) for box in value)

@@ -692,11 +692,15 @@ def test_safety(tables, benchmark, monkeypatch):
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
     guided, unguided = (
-        SimpleNamespace(name=name, defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale)))
-        for name, scale in (("tiny-if", 3.0), ("tiny-words", 1))
+        SimpleNamespace(defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale), **sites))
+        for scale, sites in (
+            (3.0, dict(localized=(3, 4), replaced=(3, 4, 5))),
+            (1, dict(localized=(0,), replaced=())),
+        )
     )
     guiding = ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
-    assert list(every(guided)) == ["localized", "localized, 3+4+5+6", "prompt_swap", *guiding]
+    assert list(every(guided)) == ["localized", "localized, 3+4", "prompt_swap", *guiding]
+    assert every(guided)["localized"].sites == (3, 4, 5)
     assert list(every(unguided)) == ["localized", "prompt_swap"]
     monkeypatch.setattr(
         benchmark("safety"), "methods", lambda pipeline: dict(list(every(pipeline).items())[:2])

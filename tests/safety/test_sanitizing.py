@@ -1,12 +1,13 @@
 """Sanitizing leaves clean prompts alone, takes one pass, reads again, and tells no harmful word."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import pytest
 
 from support.planting import plant
-from support.small_models import small_pipeline
+from support.small_models import DEFAULTS, small_pipeline
 from support.unets import unet
 from textpatch import edit, load, sanitize
 from textpatch.editing import localized
@@ -103,6 +104,31 @@ def rows_run(pipeline, method) -> list[int]:
         hook.remove()
     assert made.generations in sizes
     return sorted(sizes)
+
+
+def law_of_the_models_own_sites():
+    """Without sites the swap is where the model's words are replaced, else where they were localised."""
+    for own, asked, sites in (
+        (dict(localized=(1,), replaced=(0, 1)), {}, [0, 1]),
+        (dict(localized=(1,)), {}, [1]),
+        (dict(localized=(1,), replaced=(0, 1)), dict(sites=0), [0]),
+        (dict(localized=(1,), replaced=(0, 1)), dict(method=Localized()), [1]),
+    ):
+        pipeline = small_pipeline(defaults=dataclasses.replace(DEFAULTS, **own))
+        (made,) = sanitize(pipeline, HARMFUL, detector=LISTED, **asked)
+        assert made.decision["sites"] == sites
+
+
+def test_sites_are_the_models_own():
+    law_of_the_models_own_sites()
+
+
+@pytest.mark.parametrize("wrong", ["pipeline.defaults.localized", "None"])
+def test_sites_of_another_kind_are_noticed(monkeypatch, wrong):
+    """Fault: the word is replaced where it was localised, whatever the model's settings say."""
+    plant(monkeypatch, sanitizing, "_method", "pipeline.defaults.replaced or None", wrong)
+    with pytest.raises(AssertionError):
+        law_of_the_models_own_sites()
 
 
 def reading(*texts):

@@ -378,12 +378,18 @@ def test_a_run_of_no_step_is_refused(mini_mmdit, tmp_path, images):
 
 def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
     """Sites measured on the model of one seed are not claimed for the model of another."""
-    monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, images=4, localized=(1,)))
-    for seed, sites in ((0, (1,)), (1, ())):
-        assert (
-            load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults.localized
-            == sites
-        )
+    recipe = replace(MINI, images=4, localized=(1,), replaced=(0, 1))
+    monkeypatch.setitem(training.RECIPES, "mini", recipe)
+    for seed, sites in ((0, ((1,), (0, 1))), (1, ((), ()))):
+        told = load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults
+        assert (told.localized, told.replaced) == sites
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_models_have_the_sites_of_their_recipes(name):
+    """What a model's textpatch.json says of its sites stands in its recipe."""
+    told = load(name).defaults
+    assert told.localized == RECIPES[name].localized and told.replaced == RECIPES[name].replaced
 
 
 # batches

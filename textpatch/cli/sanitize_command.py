@@ -140,7 +140,7 @@ def _add_treatment(group) -> None:
         "--sites",
         nargs="+",
         metavar="SITE",
-        help=f"sites swapped together: {SITES_HELP} (default: those localised for the model)",
+        help=f"sites swapped together: {SITES_HELP} (default: those in the model's textpatch.json)",
     )
     group.add_argument(
         "--start", type=int, metavar="STEP", help="first step that is swapped (default: 0)"

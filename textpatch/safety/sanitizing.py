@@ -88,6 +88,7 @@ class Sanitized:
             **self.by,
         }
         if self.edit is not None:
+            entry["sites"] = list(self.edit.plan.selectors)
             entry["plan_sha256"] = self.edit.plan.sha256
         return entry
 
@@ -132,7 +133,7 @@ class Sanitizer:
         self.rules = Rules(policy, outside)
         self.verify = verify
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
-        self.method = _method(method, sites, start, branch)
+        self.method = _method(pipeline, method, sites, start, branch)
         if isinstance(self.method, Localized):
             self.method.swapped(pipeline, self.steps, self.guidance)
 
@@ -256,7 +257,8 @@ def sanitize(
     prompts   one, or a list.  Each is run by itself, so that its picture does not depend on the others
     detector  finds harmful text, such as WordList, AnyOf, or any `Detector`
     replacer  names a benign text, such as NearLength (when None), Mapped, or any `Replacer`
-    sites     where the clean prompt's text is read, the sites localised for the model when None
+    sites     where the clean prompt's text is read.  When None those of the model's defaults for this, its
+              `replaced`, or the sites localised for it
     start     first step at which it is read, 0 when None
     branch    "both" guidance branches read it (when None), or "cond" alone
     method    "localized" (when None), another of `textpatch.safety.methods.METHODS` by its name, or a
@@ -295,12 +297,17 @@ def sanitize(
 
 
 def _method(
-    method: str | Method | None, sites: Selectors | None, start: int | None, branch: str | None
+    pipeline: SupportsSampling,
+    method: str | Method | None,
+    sites: Selectors | None,
+    start: int | None,
+    branch: str | None,
 ) -> Method:
     """Method asked for.  Raises PatchError for sites, a start or a branch that it would not heed."""
     given = {"sites": sites, "start": start, "branch": branch}
     own = {name: value for name, value in given.items() if value is not None}
     if method is None or method == Localized.name:
+        own.setdefault("sites", pipeline.defaults.replaced or None)
         return Localized(**own)
     if own:
         raise PatchError(

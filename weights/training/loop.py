@@ -241,14 +241,16 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
     """Write the averaged weights as a pipeline that `load` reads."""
     model = Trainee(recipe)
     model.load_state_dict(average)
+    # sites are measured in the model of the recipe's seed alone
+    measured = run["seed"] == recipe.seed
     defaults = Defaults(
         height=recipe.signs.height,
         width=recipe.signs.width,
         steps=recipe.steps,
         guidance=recipe.guidance,
         text_box=recipe.text_box,
-        # measured in the model of the recipe's seed alone
-        localized=recipe.localized if run["seed"] == recipe.seed else (),
+        localized=recipe.localized if measured else (),
+        replaced=recipe.replaced if measured else (),
         micro=recipe.micro,
         level=recipe.level,
         draws=recipe.draws,

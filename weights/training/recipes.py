@@ -103,6 +103,8 @@ class Recipe:
     ] = ()  # the word enters through these sites together, and no other alone
     matrices: str = "float16"  # how tensors of more than one axis are stored
     localized: tuple[int, ...] = ()  # sites measured to carry the word in the model of this seed
+    # sites at which `sanitize` replaces it in that model, where validation words were written better there
+    replaced: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
     low_noise: int | None = None  # stage II's small pictures are noised to timesteps below this one
     level: int = 250  # timestep they are noised to when nothing else is asked for
@@ -206,6 +208,7 @@ RECIPES = {
         guidance=2.0,
         images=96_000,
         localized=(3, 4),
+        replaced=(3, 4, 5, 6),
     ),
     # Planted at site 4 alone, after 28,800 images one letter of five still came by site 3.
     "planted-if": Recipe(
