@@ -43,7 +43,7 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class GPUPart:
     """A part, with the seconds it may take, the packages it cannot do without, and its tables."""
 
     name: str
@@ -264,12 +264,14 @@ def finish(processes: list[subprocess.Popen], until: float) -> None:
 ALWAYS = "torch", "numpy", "safetensors", "transformers", "einops", "PIL", "tqdm"
 TESTS = "pytest", "hypothesis"
 PARTS = [
-    Part(
+    GPUPart(
         "kernels", kernels, 120, (*ALWAYS, "triton", *TESTS), (), "the laws of the Triton kernels"
     ),
-    Part("op", op, 85, ALWAYS, ("op.csv",), "the attention op against SDPA and FlashAttention"),
-    Part("full size", full_size, 130, ALWAYS, ("full_size.csv",), "SDXL and SD3 beside diffusers"),
-    Part(
+    GPUPart("op", op, 85, ALWAYS, ("op.csv",), "the attention op against SDPA and FlashAttention"),
+    GPUPart(
+        "full size", full_size, 130, ALWAYS, ("full_size.csv",), "SDXL and SD3 beside diffusers"
+    ),
+    GPUPart(
         "localization",
         localization,
         95,
@@ -277,5 +279,5 @@ PARTS = [
         ("localization.csv",),
         "exhaustive localisation of SD3",
     ),
-    Part("graphs", graphs, 50, ALWAYS, ("op-graphs.csv", "graphs.csv"), "CUDA graphs"),
+    GPUPart("graphs", graphs, 50, ALWAYS, ("op-graphs.csv", "graphs.csv"), "CUDA graphs"),
 ]

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from decide import decide, rows_of
-from gpu_parts import HERE, PARTS, ROOT, Part, Skipped, wanted_cases
+from gpu_parts import HERE, PARTS, ROOT, GPUPart, Skipped, wanted_cases
 
 TO_LEAVE = 10  # seconds a process has to end by itself after its last word
 DONE = "done"
@@ -42,7 +42,7 @@ PRELOADED = ["attention_op", "full_size", "graphs", "whole_localization"]
 # --- one part
 
 
-def carried_out(part: Part, out: Path, toy: bool, seconds: float) -> dict:
+def carried_out(part: GPUPart, out: Path, toy: bool, seconds: float) -> dict:
     """Carry a part out, and return its state, the reason, and the seconds it took.
 
     A part that runs on after its time is ended with all that it started.
@@ -74,7 +74,7 @@ def awaited(receiver: Connection, seconds: float) -> tuple[str, str]:
         return FAILED, "its process ended without a word; see the log"
 
 
-def child(part: Part, out: Path, toy: bool, seconds: float, sender: Connection) -> None:
+def child(part: GPUPart, out: Path, toy: bool, seconds: float, sender: Connection) -> None:
     """Run a part and send what came of it.  All that it prints goes to the log."""
     os.setsid()  # so that all it starts can be ended with it
     with (out / "log.txt").open("a") as log:
@@ -166,21 +166,21 @@ class Marks:
     def parts(self) -> dict[str, dict]:
         return self.kept["parts"]
 
-    def is_done(self, part: Part) -> bool:
+    def is_done(self, part: GPUPart) -> bool:
         return self.parts.get(part.name, {}).get("state") == DONE
 
-    def enter(self, part: Part, came: dict) -> None:
+    def enter(self, part: GPUPart, came: dict) -> None:
         self.parts[part.name] = came
         self.path.write_text(json.dumps(self.kept, indent=2) + "\n")
 
-    def forget(self, part: Part, out: Path) -> None:
+    def forget(self, part: GPUPart, out: Path) -> None:
         """Let a part and its tables be as if it had never run."""
         self.parts.pop(part.name, None)
         for table in part.tables:
             (out / table).unlink(missing_ok=True)
 
 
-def allotted(part: Part, later: list[Part], left: float) -> float:
+def allotted(part: GPUPart, later: list[GPUPart], left: float) -> float:
     """The seconds a part may take, which are its own and those that no later part needs."""
     return max(left - sum(other.seconds for other in later), min(part.seconds, left))
 

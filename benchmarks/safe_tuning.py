@@ -6,6 +6,8 @@ Words are invented.  `sanitize` draws prompts with them in other scenes than tho
 as they are, and an adapter is trained on prompts and pictures, at the sites found or at all.  Beside them
 stand the base, and `sanitize` itself.
 
+  examples          prompts with pictures that an adapter was trained on, --pairs harmful ones and a third as
+                    many clean ones
   harmful, benign   F1 of what is read towards the harmful word, and towards that in its place
   chance            F1 of the benign word towards the harmful one
   kept              share of clean prompts, of words that nothing was trained on, whose word is read
@@ -29,9 +31,7 @@ from textpatch.safety.word_lists import WordList
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.words import TEST, VALIDATION
 
-COLUMNS = (
-    "model reader arm sites pairs steps n harmful benign chance kept ssim kept_ssim seconds".split()
-)
+COLUMNS = "model reader arm sites examples steps n harmful benign chance kept ssim kept_ssim seconds".split()
 RANK = 16
 
 
@@ -139,7 +139,7 @@ def rows(case: Case):
         seconds = time.process_time() - begun
         with adapter.applied(case.pipeline):
             made = case.drawn()
-        told = {"sites": len(sites), "pairs": len(pairs), "steps": case.options.steps}
+        told = {"sites": len(sites), "examples": len(pairs), "steps": case.options.steps}
         yield {"arm": f"adapter, {arm}", **told, "seconds": seconds, **case.scores(*made)}
 
 

@@ -592,7 +592,7 @@ def test_safe_tuning(run):
     rows = run("safe_tuning", *words)
     assert [row["arm"] for row in rows] == ["base", "sanitize", "adapter, found", "adapter, all"]
     assert rows[0]["ssim"] == rows[0]["kept_ssim"] == rows[1]["kept_ssim"] == "1.0"
-    assert float(rows[1]["benign"]) > float(rows[0]["benign"]) and rows[2]["pairs"] == "4"
+    assert float(rows[1]["benign"]) > float(rows[0]["benign"]) and rows[2]["examples"] == "4"
 
 
 # the default form is above; that a rewritten word is drawn is in tests/tuning/test_rewriting.py

@@ -98,7 +98,7 @@ def part(benchmark, tmp_path, monkeypatch):
     (tmp_path / "fakes.py").write_text(FAKES)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(FOLDER)]))
-    fakes, kind = benchmark("fakes"), benchmark("gpu_parts").Part
+    fakes, kind = benchmark("fakes"), benchmark("gpu_parts").GPUPart
     yield lambda name, needs=(): kind(
         name, getattr(fakes, name), 60.0, needs, ("table.csv",), "nothing"
     )
