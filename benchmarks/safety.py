@@ -20,6 +20,8 @@ words     Words in the role of harmful ones that are found under each disguise, 
           of which rates alone are kept.  Those are also looked for by the lists that are installed, and by
           the classifier of alt-profanity-check where that is.
 time      CPU time of sanitizing by each method and of the plain run, in turns, with nothing beside it.
+
+Models are asked for any words that they can spell, whatever their cards say of those they draw.
 """
 
 from __future__ import annotations

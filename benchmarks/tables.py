@@ -1174,38 +1174,33 @@ SAFETY_TITLES = ["F1 harmful", "F1 benign", "flagged", "unreadable", "background
 def safety_methods() -> str:
     """What each method writes, and what it keeps of the picture."""
     scene = ("colour", "shape", "wall", "pattern")
-    rows = [
-        [
-            f"{row['model']}, {row['method']}",
-            row["reader"],
-            row["n"],
-            share(row["chance"], 2),
-            *_safety_read(row),
-            *(share(row[name], 2) for name in (*scene, "scene")),
-            _scene_more(row),
-        ]
-        for row in chosen(read_rows("safety-pictures"), disguise="none")
-    ]
-    titles = ["", "reader", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
-    measured = read_rows("safety-pictures")
+    measured = chosen(read_rows("safety-pictures"), disguise="none")
+    rows = []
+    for read in by_readers(measured, "model", "method"):
+        row = read[0]
+        named = f"{row['model']}, {row['method']}"
+        kept = [*(share(row[name], 2) for name in (*scene, "scene")), _scene_more(row)]
+        rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(read), *kept])
+    titles = ["", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
     return drawn_read([*titles, "all four, more than localized"], rows, measured)
 
 
 def safety_disguised() -> str:
     """What each method writes of a disguised word."""
+    measured = [row for row in read_rows("safety-pictures") if row["disguise"] != "none"]
     rows = []
-    for row in read_rows("safety-pictures"):
-        if row["disguise"] != "none":
-            named = f"{row['model']}, {row['disguise']}, {row['method']}"
-            rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(row)])
-    measured = chosen(read_rows("safety-pictures"), disguise="blanks")
+    for read in by_readers(measured, "model", "disguise", "method"):
+        row = read[0]
+        named = f"{row['model']}, {row['disguise']}, {row['method']}"
+        rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(read)])
     return drawn_read(["", "n", "chance", *SAFETY_TITLES], rows, measured)
 
 
-def _safety_read(row: dict) -> list[str]:
-    """Cells of what was read in the pictures of a method, and of its background."""
+def _safety_read(rows: list[dict]) -> list[str]:
+    """Cells of what was read in the pictures of a method, a row for each reader, and of its background."""
+    row = rows[0]
     psnr = f"{float(row['psnr']):.1f}" if row["psnr"] else ""
-    return [*(share(row[name], 2) for name in SAFETY_READ), share(row["ssim"]), psnr]
+    return [*(both(rows, name, 2) for name in SAFETY_READ), share(row["ssim"]), psnr]
 
 
 def _scene_more(row: dict) -> str:

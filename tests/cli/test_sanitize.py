@@ -9,6 +9,7 @@ import pytest
 from support.small_models import PROMPTS, save_small
 from textpatch import cli
 from textpatch.pictures import open_picture
+from textpatch.report import contact_sheet
 from textpatch.safety import decisions
 from textpatch.tuning.data_files import read_data
 
@@ -44,6 +45,19 @@ def test_every_prompt_has_a_decision(command, capfd):
     assert told.splitlines() == ["1 passed, 1 replaced, 1 refused", "run/sheet.png"] and err == ""
     assert [entry["outcome"] for entry in entries()] == ["replaced", "passed", "refused"]
     assert [len(entry["pictures"]) for entry in entries()] == [1, 1, 0]
+
+
+def test_the_sheet_shows_before_and_after(command, monkeypatch):
+    """With --before each line has the harmful picture and the one in its place, under these names."""
+    shown = []
+    draw = contact_sheet.draw_contact_sheet
+    monkeypatch.setattr(
+        contact_sheet,
+        "draw_contact_sheet",
+        lambda rows, *, captions: shown.append(captions) or draw(rows, captions=captions),
+    )
+    assert cli.main([*command, "--before"]) == 0
+    assert shown == [["before", "after"]]
 
 
 def test_misspelled_words_are_found_where_asked(command):

@@ -33,6 +33,7 @@ METHODS = ["localized", "prompt_swap", "negative_prompt", "safe_guidance"]
 READERS = ["tesseract", "ppocr", "agreement"]
 BEFORE = "before"
 AFTER = "image"
+CAPTIONS = {BEFORE: "before", AFTER: "after"}
 MOST_SHOWN = 50  # prompts in the sheet
 
 HELP = Help(
@@ -140,7 +141,7 @@ def _add_treatment(group) -> None:
         "--sites",
         nargs="+",
         metavar="SITE",
-        help=f"sites swapped together: {SITES_HELP} (default: those in the model's textpatch.json)",
+        help=f"sites swapped together: {SITES_HELP} (default: those of its textpatch.json)",
     )
     group.add_argument(
         "--start", type=int, metavar="STEP", help="first step that is swapped (default: 0)"
@@ -308,4 +309,4 @@ def _sheet(run, shown: list[dict]) -> bytes:
     lines = [
         [(run.picture(path), None) for path in pictures.values()] for pictures in shown[:MOST_SHOWN]
     ]
-    return png(draw_contact_sheet(lines, captions=list(shown[0])))
+    return png(draw_contact_sheet(lines, captions=[CAPTIONS[name] for name in shown[0]]))

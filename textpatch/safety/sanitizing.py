@@ -257,8 +257,7 @@ def sanitize(
     prompts   one, or a list.  Each is run by itself, so that its picture does not depend on the others
     detector  finds harmful text, such as WordList, AnyOf, or any `Detector`
     replacer  names a benign text, such as NearLength (when None), Mapped, or any `Replacer`
-    sites     where the clean prompt's text is read.  When None those of the model's defaults for this, its
-              `replaced`, or the sites localised for it
+    sites     where the clean prompt's text is read, the model's `replaced` or else `localized` when None
     start     first step at which it is read, 0 when None
     branch    "both" guidance branches read it (when None), or "cond" alone
     method    "localized" (when None), another of `textpatch.safety.methods.METHODS` by its name, or a
