@@ -531,6 +531,43 @@ def test_pieces_are_joined_as_the_papers_code_does():
     )
 
 
+class LikeEasyOCR:
+    """Stands where EasyOCR's Reader would, and answers as its documentation says, with a piece a word."""
+
+    def readtext(self, image: np.ndarray, detail: int = 1) -> list:
+        text = Tesseract(blank=True).read([Image.fromarray(image)])[0].text
+        corners = [
+            [0, 0],
+            [image.shape[1], 0],
+            [image.shape[1], image.shape[0]],
+            [0, image.shape[0]],
+        ]
+        return [word if detail == 0 else (corners, word, 1.0) for word in text.split()]
+
+
+def test_easyocr_reads_as_the_page_says():
+    """By its interface alone, as EasyOCR cannot be installed without torchvision.
+
+    Fault: its pieces are asked for with their corners.
+    """
+
+    def reader(**options) -> Called:
+        engine = LikeEasyOCR()
+        return Called(
+            lambda pictures: [
+                joined_as_official(engine.readtext(np.array(one), **options)) for one in pictures
+            ],
+            name="EasyOCR",
+        )
+
+    ours = reader(detail=0)
+    words = [draw("OPEN", 36), draw("COFFEE BREAD", 24)]
+    assert [one.text for one in ours.read(words)] == ["open", "coffee bread"]
+    assert ours.describe()["engine"] == "EasyOCR" and ours.overread().n == broken_words.TESTED
+    with pytest.raises(TypeError, match="expected str instance, tuple found"):
+        reader().read(words)
+
+
 @pytest.mark.parametrize("name", ["tesseract", "ppocr", "agreement"])
 def test_a_picture_of_100_megapixels_is_refused(name):
     """Before anything of it is enlarged, and with its size."""
