@@ -24,10 +24,13 @@ from support.laws_of_runs import (
     law_the_same_request_resumes,
     lines_of,
 )
+from support.planting import plant
 from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
+from textpatch.metrics import reader_named
 from textpatch.runs import manifests as store
+from textpatch.runs import requests
 from textpatch.runs.folder import Run
 from textpatch.runs.requests import flatten
 
@@ -213,6 +216,32 @@ def test_allowing_what_the_request_has_not_is_an_error(run):
     assert Run.open(run.folder, REQUEST, allow=[name]).resumed
     with pytest.raises(StoreError, match=f"closest: {name}"):
         Run.open(run.folder, REQUEST, allow=[f"{name}x"])
+
+
+def require_an_older_reader_told(folder):
+    """Require that a run whose reader described itself otherwise says so, and goes on where that is allowed.
+
+    Before `agreement` took ink at the border of a found place for no letter, it did not describe that.
+    """
+    reader = reader_named("agreement", []).describe()
+    older = {name: value for name, value in reader.items() if name != "border"}
+    Run.open(folder, {"request": {"ocr": older}})
+    told = r"another run \(ocr\.border: stored absent, asked \"cleared .*\"\); give another --out, .*--allow"
+    with pytest.raises(StoreError, match=told):
+        Run.open(folder, {"request": {"ocr": reader}})
+    changed = Run.open(folder, {"request": {"ocr": reader}}, allow=["ocr"]).changed
+    assert list(changed) == ["request.ocr.border"]
+
+
+def test_a_run_of_an_older_reader_says_what_differs(tmp_path):
+    require_an_older_reader_told(tmp_path / "run")
+
+
+def test_a_difference_that_one_side_lacks_is_noticed(monkeypatch, tmp_path):
+    """Planted fault: only entries that were stored are compared."""
+    plant(monkeypatch, requests, "differences", "dict.fromkeys([*old, *new])", "old")
+    with pytest.raises(AssertionError):
+        require_an_older_reader_told(tmp_path / "run")
 
 
 def test_another_request_is_refused_with_both_values(run):

@@ -56,6 +56,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     """
     from textpatch.editing.comparing import compare
     from textpatch.localization.preconditions import checked_pairs
+    from textpatch.metrics.readers.in_time import InTime
     from textpatch.metrics.readers.strictness import over_reading
 
     if options.upscale:
@@ -81,6 +82,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     if planned is not None:
         return planned
     reader = reader_of_edits(options, pairs)
+    InTime(reader).self_test()
     request = dict(
         command="compare",
         pairs=[list(pair) for pair in pairs],

@@ -63,6 +63,7 @@ def doctor(options) -> Outcome:
         return _measured_readers(options)
     from textpatch.exits import broken
     from textpatch.metrics import Tesseract
+    from textpatch.metrics.readers.in_time import InTime
 
     installed = versions()
     for name, version in installed.items():
@@ -72,7 +73,7 @@ def doctor(options) -> Outcome:
     attention = _attention()
     print(f"{'attention':<14}{attention}")
     reader = Tesseract()
-    reader.self_test()
+    InTime(reader).self_test()
     tesseract = reader.describe()["version"]
     print(f"{'tesseract':<14}{tesseract}, reads its self-test")
     asked = chosen(options, LOADING)

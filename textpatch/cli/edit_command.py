@@ -212,6 +212,7 @@ def shown(options, run, pictures: dict, result: dict, text_box=None) -> Outcome:
 
 def _read(options, pictures: dict, text_box) -> tuple[dict[str, str], str]:
     """Return what is read in each picture, {} where nothing can read here, and the sentence about it."""
+    from textpatch.metrics.readers.in_time import InTime
     from textpatch.metrics.readers.reading import line_boxes, readings_of
     from textpatch.prompts.pairs import Pair
     from textpatch.text import plain
@@ -220,7 +221,8 @@ def _read(options, pictures: dict, text_box) -> tuple[dict[str, str], str]:
         reader = reader_of_edits(options, [(options.source, options.target)])
         lines = line_boxes(text_box)
         boxes = [lines] * len(pictures) if len(lines) > 1 else None
-        found = readings_of(reader.read(list(pictures.values()), boxes), len(pictures), reader)
+        seen = InTime(reader).read(list(pictures.values()), boxes)
+        found = readings_of(seen, len(pictures), reader)
     except OCRError as error:
         return {}, f"nothing was read: {error}"
     read = {name: plain(one.text) for name, one in zip(pictures, found, strict=True)}

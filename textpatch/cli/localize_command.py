@@ -171,6 +171,7 @@ def localize(options) -> Outcome:
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.preconditions import require_known_letters
+    from textpatch.metrics.readers.in_time import InTime
     from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
     from textpatch.runs.sessions import noted_session
@@ -192,7 +193,7 @@ def localize(options) -> Outcome:
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
     _tell_cost(options, pipeline, asked, len(pairs))
-    reader.self_test()
+    InTime(reader).self_test()
     require_known_letters(pairs, reader)
     at_once = fitting(options, pipeline, guidance, ROWS)
     planned = _announced(options, pipeline, asked, len(pairs), at_once, each)

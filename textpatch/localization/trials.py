@@ -66,6 +66,7 @@ from textpatch.sounds import as_picture
 from textpatch.stored import PictureEntry, Record
 
 Task = tuple[int, int]  # place of a pair, seed
+KEPT = ".  What was made before is kept with its run, and the same command goes on from there"
 
 
 class Trials:
@@ -130,7 +131,7 @@ class Trials:
         self.ocr = reader_for(
             self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
         )
-        self.reading = InTime(self.ocr)
+        self.reading = InTime(self.ocr, KEPT)
         self.reading.self_test()
         self.boxes = line_boxes(pipeline.defaults.text_box)
         self.blanks = self.ocr.describe().get("blank", True)

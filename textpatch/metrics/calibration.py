@@ -28,9 +28,10 @@ from textpatch.metrics.readers.broken_words import (
     upside_down,
     without_stem,
 )
+from textpatch.metrics.readers.in_time import InTime
 from textpatch.metrics.readers.known_words import KNOWN_WORDS, LETTERS
 from textpatch.metrics.readers.named import reader_named
-from textpatch.metrics.readers.reading import Reader, Reading
+from textpatch.metrics.readers.reading import Reading
 from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.metrics.text import exact
 from textpatch.text import aligned
@@ -86,17 +87,17 @@ def calibrated(name: str, each: int = EACH) -> list[dict]:
     """Shares of the words of every kind that a reader reads, with intervals and seconds a picture.
 
     name  as `reader_named` takes it
-    Raises OCRError where the reader is not installed, or cannot read.
+    Raises OCRError where the reader is not installed, cannot read, or hangs.
     """
     rows = []
     readers: dict[
-        str, Reader
+        str, InTime
     ] = {}  # by alphabet, because loading one takes as long as reading forty words
     for kind in KINDS:
         drawn = samples(kind, each)
         alphabet = alphabet_of(sample.word for sample in drawn)
         if alphabet not in readers:
-            readers[alphabet] = reader_named(name, alphabet)
+            readers[alphabet] = InTime(reader_named(name, alphabet))
             readers[alphabet].self_test()
         reader = readers[alphabet]
         start = time.perf_counter()

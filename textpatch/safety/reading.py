@@ -8,6 +8,7 @@ from PIL import Image
 
 from textpatch.errors import PatchError, closest
 from textpatch.metrics import Reader, edit_distance, reader_named
+from textpatch.metrics.readers.in_time import InTime
 from textpatch.metrics.readers.named import DEFAULT, READERS
 from textpatch.safety.detection import Detector, findings_of
 from textpatch.safety.normalising import letters_of
@@ -28,17 +29,24 @@ def require_reader(verify: object) -> None:
         )
 
 
-def reader_for(verify: object, screened: Screened) -> Reader:
+def limited(verify: Reader | str | None) -> InTime | str | None:
+    """A reader with an end to its readings, and anything else as it is."""
+    if verify is None or isinstance(verify, str):
+        return verify
+    return InTime(verify)
+
+
+def reader_for(verify: InTime | str, screened: Screened) -> InTime:
     """Reader that `verify` asks for, which knows the letters of both words where it must know them."""
-    if not isinstance(verify, str):
-        return verify  # type: ignore[return-value]
+    if isinstance(verify, InTime):
+        return verify
     name = DEFAULT if verify == BY_DEFAULT else verify
     harmful = [letters_of(text).upper() for text in screened.found]
-    return reader_named(name, [*harmful, *screened.replacements])
+    return InTime(reader_named(name, [*harmful, *screened.replacements]))
 
 
-def read(reader: Reader, image: Image.Image, box: tuple[int, int, int, int] | None) -> str:
-    """What a reader reads in a picture."""
+def read(reader: InTime, image: Image.Image, box: tuple[int, int, int, int] | None) -> str:
+    """What a reader reads in a picture.   Raises OCRError where the reader hangs."""
     (reading,) = reader.read([image], None if box is None else [box])
     return reading.text
 

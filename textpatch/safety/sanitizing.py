@@ -25,7 +25,7 @@ from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.prompts.pairs import Pair
 from textpatch.safety.detection import Detector, name_of, version_of
 from textpatch.safety.methods import HarmfulPair, method_named
-from textpatch.safety.reading import is_legible, read, reader_for, require_reader
+from textpatch.safety.reading import is_legible, limited, read, reader_for, require_reader
 from textpatch.safety.replacement import NearLength, Replacer
 from textpatch.safety.screening import Rules, Screened, screen
 from textpatch.sites import Selectors
@@ -131,7 +131,7 @@ class Sanitizer:
         self.detector = detector
         self.replacer = replacer
         self.rules = Rules(policy, outside)
-        self.verify = verify
+        self.verify = limited(verify)
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         self.method = _method(pipeline, method, sites, start, branch)
         if isinstance(self.method, Localized):

@@ -25,10 +25,13 @@ class InTime:
 
     The reader reads in a thread of its own.  One that hangs is left behind, and the program can end all the
     same.
+
+    kept  sentence at the end of the error, which says what was made before and where it is
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, kept: str = "") -> None:
         self.reader = reader
+        self.kept = kept
         self._thread: threading.Thread | None = None
 
     def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> Sequence[Read]:
@@ -57,8 +60,7 @@ class InTime:
     def _told(self, asked: str, found: str) -> str:
         return (
             f"{asked} was asked of {type(self.reader).__name__}, and {found}; see what the reader waits for, "
-            "or give it more seconds_a_picture.  What was made before is kept with its run, and the same "
-            "command goes on from there"
+            f"or give it more seconds_a_picture{self.kept}"
         )
 
 
