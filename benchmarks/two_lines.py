@@ -17,13 +17,14 @@ Columns
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from PIL import Image
 
 import textpatch
 from measure import Table, arguments, environment, parsed
-from textpatch import metrics
-from textpatch.metrics.readers.tesseract import alphabet_of
+from textpatch.metrics import reader_named
+from textpatch.metrics.readers.named import READERS
 from textpatch.weights.signs.drawing import Sign, random_sign, random_word
 from textpatch.weights.signs.evaluation import clean_pictures, generated_pictures
 from textpatch.weights.signs.pairs import SPLITS_OF_LINES, WORDS_OF_LINES, texts_of
@@ -32,6 +33,8 @@ from textpatch.weights.signs.two_lines import TWO_LINES
 
 COLUMNS = ["pictures", "words", "letters", "case", "reader", "n", "lines", "whole"]
 LETTERS = "held-out words", "random letters"
+NEAREST = "nearest drawing"
+NAMES = NEAREST, *READERS
 
 
 def signs(n: int, words: int, letters: str = LETTERS[0], case: str = "upper") -> list[Sign]:
@@ -91,6 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny-words", help="a model of two lines (tiny-words)")
     parser.add_argument("--signs", type=int, default=96, help="pictures of each kind (96)")
     parser.add_argument("--cases", nargs="+", default=["upper"], help="upper, lower, title (upper)")
+    parser.add_argument(
+        "--readers", nargs="+", choices=NAMES, default=NAMES, help=f"({', '.join(NAMES)})"
+    )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device, "ocrust"), options.csv, options.append)
     pipeline = textpatch.load(options.model, device=options.device, dtype=options.dtype)
@@ -98,18 +104,21 @@ def main(argv: list[str] | None = None) -> None:
         for words in WORDS_OF_LINES:
             for letters in LETTERS:
                 kind = {"words": words, "letters": letters, "case": case}
-                for row in rows(pipeline, signs(options.signs, **kind)):
+                for row in rows(pipeline, signs(options.signs, **kind), options.readers):
                     table.add(**kind, **row)
 
 
-def rows(pipeline, drawn: list[Sign]) -> list[dict]:
-    """Rows of some signs, drawn clean and by the model, by every reader."""
+def reader_of(name: str, drawn: list[Sign]):
+    """What reads the lines of some signs, by its name."""
+    if name == NEAREST:
+        return by_drawing
+    return by(reader_named(name, [sign.word for sign in drawn]))
+
+
+def rows(pipeline, drawn: list[Sign], names: Sequence[str]) -> list[dict]:
+    """Rows of some signs, drawn clean and by the model, by readers of these names."""
     boxes = TWO_LINES.line_boxes
-    readers = {
-        "nearest drawing": by_drawing,
-        "tesseract": by(metrics.Tesseract(alphabet=alphabet_of(sign.word for sign in drawn))),
-        "ppocr": by(metrics.PPOCR()),
-    }
+    readers = {name: reader_of(name, drawn) for name in names}
     pictures = {
         "clean drawings": clean_pictures(drawn, TWO_LINES),
         pipeline.name: generated_pictures(pipeline, drawn),
