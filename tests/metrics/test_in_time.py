@@ -264,7 +264,7 @@ def test_a_calibration_whose_self_test_hangs_ends(hanging_tesseract):
 
 UNLIMITED = "InTime(reader).self_test()", "reader.self_test()"
 WAITING = {
-    "several edits": (compared_edits, "compare_edits", *UNLIMITED),
+    "several edits": (compared_edits, "_tested_reader", *UNLIMITED),
     "doctor": (doctor_command, "doctor", *UNLIMITED),
     "localize": (localize_command, "localize", *UNLIMITED),
 }

@@ -56,7 +56,6 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     """
     from textpatch.editing.comparing import compare
     from textpatch.localization.preconditions import checked_pairs
-    from textpatch.metrics.readers.in_time import InTime
     from textpatch.metrics.readers.strictness import over_reading
 
     if options.upscale:
@@ -81,8 +80,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     )
     if planned is not None:
         return planned
-    reader = reader_of_edits(options, pairs)
-    InTime(reader).self_test()
+    reader = _tested_reader(options, pairs)
     request = dict(
         command="compare",
         pairs=[list(pair) for pair in pairs],
@@ -143,6 +141,15 @@ def reader_of_edits(options, pairs: list[tuple[str, str]]):
         return reader_for([Pair(*pair) for pair in pairs], given_by(options.reader))
     words = [word for pair in pairs for word in Pair(*pair).words]
     return reader_named(options.reader or READERS[0], words)
+
+
+def _tested_reader(options, pairs: list[tuple[str, str]]):
+    """Return the reader asked for after its self-test.   Raises OCRError as that does, and where it hangs."""
+    from textpatch.metrics.readers.in_time import InTime
+
+    reader = reader_of_edits(options, pairs)
+    InTime(reader).self_test()
+    return reader
 
 
 def _csv(result: dict) -> bytes:
