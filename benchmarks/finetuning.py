@@ -9,7 +9,8 @@ Arms of sites train the text's keys and values there.  Two arms train more: "all
 of all attention, self-attention too, which is what the suffixes of the official scripts select, and "full"
 all weights of the denoiser.  The first seed is trained at every rate, and the others at that which reads best
 on validation words.  With --sets the sites found and all are trained on sets of other sizes, too: of N signs,
-or, as "N chosen", of the N longest words that are read in their pictures.
+or, as "N chosen", of the N longest words that are read in their pictures.  --second has the same pictures
+read by another reader, too, which gives a run another row, and chooses no rate.
 
   half, word   share of test words with a forgotten letter that are read, after half the steps and all
   chosen       the same share of validation words, by which the rate was chosen
@@ -36,6 +37,7 @@ import textpatch
 from measure import Table, arguments, environment, kept, parsed, reader_option, words_read
 from textpatch.metrics import mse, pixels_outside
 from textpatch.metrics.neighbours import neighbours_of
+from textpatch.metrics.readers.named import READERS
 from textpatch.tuning.targets import ADDED, IMAGE, target_names
 from textpatch.tuning.training import BETAS, DECAY, OnStep, Training, batch_loss
 from textpatch.tuning.training_data import batch_of, examples
@@ -115,13 +117,13 @@ def signs_of(words: list[str], n: int) -> list[Sign]:
 class Eyes:
     """Pictures of some signs by a base, and what becomes of them.
 
-    reader  name of what reads the words
+    readers  names of what reads the words
     """
 
-    def __init__(self, pipeline, signs: list[Sign], reader: str) -> None:
+    def __init__(self, pipeline, signs: list[Sign], readers: list[str]) -> None:
         self.pipeline = pipeline
         self.signs = signs
-        self.reader = reader
+        self.readers = readers
         self.base = self.drawn(0)
 
     def drawn(self, shift: int) -> list:
@@ -135,12 +137,15 @@ class Eyes:
             micro_batch=32,
         )
 
-    def word(self, pictures: list) -> float:
-        """Share of words that are read."""
-        read = words_read(self.reader, pictures, self.pipeline.defaults.text_box)
-        return statistics.mean(
-            text == sign.word for text, sign in zip(read, self.signs, strict=True)
-        )
+    def word(self, pictures: list) -> dict[str, float]:
+        """Share of words that each reader reads."""
+        shares = {}
+        for reader in self.readers:
+            read = words_read(reader, pictures, self.pipeline.defaults.text_box)
+            shares[reader] = statistics.mean(
+                text == sign.word for text, sign in zip(read, self.signs, strict=True)
+            )
+        return shares
 
     def background(self, pictures: list) -> float:
         outside = pixels_outside(
@@ -237,7 +242,7 @@ class HalfWay:
     def __init__(self, eyes: Eyes, steps: int) -> None:
         self.eyes = eyes
         self.steps = steps
-        self.scores: dict[str, float] = {}
+        self.scores: dict[str, float | dict[str, float]] = {}
         self.spent = 0.0
 
     def __call__(self, step: int, loss: float) -> None:
@@ -274,8 +279,9 @@ class Study:
         self.done = kept(options.csv, [*KEY, "chosen"])
         self.pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         forget(self.pipeline, FORGOTTEN)
-        self.choosing = Eyes(self.pipeline, signs_of(VALIDATION, options.n // 2), options.reader)
-        self.testing = Eyes(self.pipeline, signs_of(TEST, options.n), options.reader)
+        self.readers = [options.reader, *([options.second] if options.second else [])]
+        self.choosing = Eyes(self.pipeline, signs_of(VALIDATION, options.n // 2), self.readers)
+        self.testing = Eyes(self.pipeline, signs_of(TEST, options.n), self.readers)
         self.data = {
             "shifted": sign_examples(options.examples, style="faded", letters=FORGOTTEN),
             "matched": sign_examples(options.examples, letters=FORGOTTEN),
@@ -288,8 +294,8 @@ class Study:
         self._add("shifted", "none", 0, 0.0, [], chosen, self.testing.measured(self.testing.base))
 
     def run(self, data: str, arm: str, sites: list[int], seed: int, rate: float) -> float:
-        """Share of validation words after a run, which is added to the table."""
-        known = self._known(data, arm, seed, rate)
+        """Share of validation words that the first reader reads after a run, which is added to the table."""
+        known = self._known(self.options.reader, data, arm, seed, rate)
         if known is not None:
             return known
         look = HalfWay(self.testing, self.options.steps)
@@ -300,7 +306,7 @@ class Study:
             scores = self.testing.measured(self.testing.drawn(0))
         told = {"parameters": parameters, "seconds": seconds, **look.scores, **scores}
         self._add(data, arm, seed, rate, sites, chosen, told)
-        return chosen
+        return chosen[self.options.reader]
 
     def _examples(self, data: str) -> list:
         """Examples of a set by its name, drawn once."""
@@ -316,20 +322,27 @@ class Study:
             return changed(self.pipeline, *own)
         return adapted(self.pipeline, projections(self.pipeline.denoiser, arm, sites), *own)
 
-    def _known(self, data: str, arm: str, seed: int, rate: float) -> float | None:
+    def _known(self, reader: str, data: str, arm: str, seed: int, rate: float) -> float | None:
         """Share of validation words of a run that the table has."""
-        key = tuple(map(str, self._key(data, arm, seed, rate).values()))
+        key = tuple(map(str, self._key(reader, data, arm, seed, rate).values()))
         return next((float(row[-1]) for row in self.done if row[:-1] == key), None)
 
-    def _key(self, data: str, arm: str, seed: int, rate: float) -> dict:
+    def _key(self, reader: str, data: str, arm: str, seed: int, rate: float) -> dict:
         asked = self.options
-        own = (self.pipeline.name, asked.reader, data, arm, seed, rate, asked.steps, asked.n)
+        own = (self.pipeline.name, reader, data, arm, seed, rate, asked.steps, asked.n)
         return dict(zip(KEY, own, strict=True))
 
     def _add(self, data, arm, seed, rate, sites, chosen, told) -> None:
-        if self._known(data, arm, seed, rate) is None:
-            more = {"sites": len(sites), "batch": self.options.batch, "ceiling": self.ceiling}
-            self.table.add(**self._key(data, arm, seed, rate), **more, chosen=chosen, **told)
+        """Add a row for each reader, with its own share where there is one of each."""
+        more = {"sites": len(sites), "batch": self.options.batch, "ceiling": self.ceiling}
+        scores = {**more, "chosen": chosen, **told}
+        for reader in self.readers:
+            if self._known(reader, data, arm, seed, rate) is None:
+                own = {
+                    name: score[reader] if isinstance(score, dict) else score
+                    for name, score in scores.items()
+                }
+                self.table.add(**self._key(reader, data, arm, seed, rate), **own)
 
 
 def carried_out(study: Study) -> Iterator[None]:
@@ -380,6 +393,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sets", nargs="+", default=[], metavar="SET", help='"N" or "N chosen" signs (none)'
     )
     reader_option(parser)
+    parser.add_argument("--second", choices=READERS, help="what else reads them (nothing)")
     options = parsed(parser, argv)
     table = Table([*KEY, *MEASURED], environment(options.device), options.csv, options.append)
     for name in options.models or MODELS:
