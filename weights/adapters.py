@@ -35,6 +35,7 @@ PLAIN = {
     "bias": ("none", "biases are trained, too"),
 }
 RANKS = {"r", "lora_alpha", "rank_pattern", "alpha_pattern"}
+OF_RUN = "adapter.safetensors"  # what `textpatch finetune` and `rewrite` leave in a run folder
 PATTERN = re.compile(r"[A-Za-z0-9_.]+")
 SHA256 = re.compile(r"[0-9a-f]{64}|")
 
@@ -42,7 +43,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}|")
 def load_adapter(where: str | os.PathLike[str], *, layers_per_block: int = 2) -> Adapter:
     """Load an adapter that this library, peft, diffusers, kohya or ComfyUI wrote.
 
-    where             a .safetensors file, or a folder of peft's
+    where             a .safetensors file, a folder of peft's, or a run folder that holds an adapter
     layers_per_block  of the U-Net, by which kohya and ComfyUI count blocks.  SDXL's is 2
 
     A file without alpha is read as alpha = r, and `notes` says so.
@@ -53,8 +54,7 @@ def load_adapter(where: str | os.PathLike[str], *, layers_per_block: int = 2) ->
     path = Path(where)
     config: dict[str, Any] = {}
     if path.is_dir():
-        config = read_json(path, CONFIG)
-        path = inside(path, MODEL)
+        path, config = _of_folder(path)
     tensors = open_tensors(path)
     header = _metadata(path)
     if METADATA in header:
@@ -69,6 +69,19 @@ def load_adapter(where: str | os.PathLike[str], *, layers_per_block: int = 2) ->
     if not isinstance(made, dict) or not isinstance(base, str) or not SHA256.fullmatch(base):
         raise WeightsError(f"{path}: the header's {HEADER!r} is not what this library writes")
     return Adapter(read.changes, base, made, tuple(read.notes))
+
+
+def _of_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Path of the adapter in a folder, and peft's configuration beside it, {} in a run folder."""
+    if (folder / CONFIG).exists():
+        return inside(folder, MODEL), read_json(folder, CONFIG)
+    if (folder / OF_RUN).exists():
+        return inside(folder, OF_RUN), {}
+    raise WeightsError(
+        f"{folder} has neither peft's {CONFIG} nor {OF_RUN}, which a run of `textpatch finetune` or "
+        "`rewrite` leaves once it has ended; give the file, or let the run end",
+        "no-file",
+    )
 
 
 def _by_projection(path: Path, tensors: Tensors) -> dict[str, dict[str, Tensor]]:

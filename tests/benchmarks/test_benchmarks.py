@@ -553,6 +553,22 @@ def test_chosen_signs_are_long_and_read(benchmark, monkeypatch):
     assert min(map(len, chosen)) >= max(rest)
 
 
+def test_each_reader_reads_the_same_pictures(benchmark, monkeypatch):
+    """Pictures are drawn once, and each reader has a share of its own."""
+    finetuning = benchmark("finetuning")
+    calls = []
+    pipeline = SimpleNamespace(
+        name="tiny-sdxl",
+        defaults=SimpleNamespace(text_box=()),
+        generate=lambda prompts, **_: calls.append(prompts) or ["?"] * len(prompts),
+    )
+    signs = finetuning.signs_of(finetuning.TEST, 2)
+    shown = {"one": [sign.word for sign in signs], "other": [signs[0].word, "?"]}
+    monkeypatch.setattr(finetuning, "words_read", lambda reader, *_: shown[reader])
+    eyes = finetuning.Eyes(pipeline, signs, ["one", "other"])
+    assert eyes.word(eyes.base) == {"one": 1.0, "other": 0.5} and len(calls) == 1
+
+
 def test_forgotten_letters_are_not_written(benchmark):
     """The base encodes words with forgotten letters otherwise than before, and others to the same bits."""
     pipeline = small_pipeline()
@@ -572,15 +588,21 @@ def test_finetuning(run, benchmark):
     """A row for the base and for each run, with all scores; the same call makes none of them again."""
     words = "planted-mmdit --steps 2 --batch 2 --examples 4 --n 8 --seeds 1 --rates 0.01".split()
     words += ["--full-rates", "0.001", "--sets", "4", "4 chosen"]
+    words += ["--second", "agreement"]
     rows = run("finetuning", *words, "--append")
-    told = [(row["data"], row["arm"]) for row in rows]
+    assert [row["reader"] for row in rows] == len(rows) // 2 * ["tesseract", "agreement"]
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        assert one["background"] == other["background"] and float(one["word"]) >= float(
+            other["word"]
+        )
+    told = [(row["data"], row["arm"]) for row in rows[::2]]
     assert told == [
         *(("shifted", arm) for arm in ("none", *benchmark("finetuning").ARMS)),
         *(("matched", arm) for arm in ("found", "all", "full")),
         *((f"shifted, {size}", arm) for size in ("4", "4 chosen") for arm in ("found", "all")),
     ]
     assert rows[0]["colour"] == rows[0]["recall"] == "1.0" and rows[0]["background"] == "0.0"
-    assert all(0 <= float(row["word"]) <= 1 and row["half"] for row in rows[1:])
+    assert all(0 <= float(row["word"]) <= 1 and row["half"] for row in rows[2:])
     assert run("finetuning", *words, "--append") == rows
 
 

@@ -33,6 +33,22 @@ def test_an_adapter_changes_the_picture_by_its_scale(model, tmp_path, monkeypatc
     assert len(list(Path("runs").iterdir())) == 3
 
 
+def test_a_run_folder_is_taken_for_its_adapter(model, tmp_path, monkeypatch, capfd):
+    """The folder of a finished run draws what its file does, and one without the file is one line."""
+    monkeypatch.chdir(tmp_path)
+    Path("tuned").mkdir()
+    command = ["generate", str(model), PROMPTS[0], "--lora", "tuned"]
+    assert cli.main(command) == 2
+    told = capfd.readouterr().err
+    assert "tuned has neither peft's adapter_config.json nor adapter.safetensors" in told
+    assert not Path("runs").exists()
+    random_adapter(load(model).denoiser, sites=(0, 1)).save("tuned/adapter.safetensors")
+    of_folder = drawn(model, capfd, "--lora", "tuned")
+    of_file = drawn(model, capfd, "--lora", "tuned/adapter.safetensors")
+    assert np.array_equal(of_folder, of_file)
+    assert not np.array_equal(of_folder, drawn(model, capfd))
+
+
 def test_an_adapter_of_another_model_draws_nothing(model, tmp_path, monkeypatch, capfd):
     """An adapter whose sites the model does not have is one line, and no folder is left."""
     monkeypatch.chdir(tmp_path)

@@ -86,8 +86,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     pictures.add_argument(
         "--lora",
-        metavar="FILE",
-        help="adapter that acts on the model, of textpatch, peft, diffusers, kohya or ComfyUI",
+        metavar="PATH",
+        help="adapter that acts on the model, a file of textpatch, peft, diffusers, kohya or ComfyUI, or "
+        "a run folder of finetune or rewrite",
     )
     pictures.add_argument(
         "--lora-scale", type=number, metavar="SCALE", default=1.0, help="its scale (default: 1)"
