@@ -57,11 +57,11 @@ class Defaults:
     guidance: float
     text_box: Box | tuple[Box, ...] | None = None
     localized: tuple[int, ...] = ()
-    replaced: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None
     level: int = 250
     embeds_guidance: bool = False
     draws: DrawnWords | None = None
+    replaced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -72,10 +72,6 @@ class RunDefaults(DrawnDefaults, Protocol):
     def width(self) -> int:
         """Width of the latents."""
 
-    @property
-    def replaced(self) -> tuple[int, ...]:
-        """Indices of the sites at which `sanitize` replaces words, () where they are `localized`."""
-
 
 class SupportsPrompts(HasDenoiser, Protocol):
     """Part of a pipeline that the others share."""

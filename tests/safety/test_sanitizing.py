@@ -123,10 +123,34 @@ def test_sites_are_the_models_own():
     law_of_the_models_own_sites()
 
 
+class OwnDefaults:
+    """Settings of a pipeline of one's own: what `RunDefaults` asks for, and what `check` of small ones does."""
+
+    height, width, text_box = DEFAULTS.height, DEFAULTS.width, DEFAULTS.text_box
+    localized = (1,)
+
+    def run(self, steps, guidance):
+        return DEFAULTS.run(steps, guidance)
+
+    def require_drawn(self, prompts, name):
+        """Take any prompt."""
+
+
+def test_settings_of_ones_own_need_not_name_sites_for_it():
+    """Words are then replaced where they were localised."""
+    pipeline = small_pipeline()
+    pipeline.defaults = OwnDefaults()
+    (made,) = sanitize(pipeline, HARMFUL, detector=LISTED)
+    assert made.decision["sites"] == [1]
+
+
+REPLACED = 'getattr(pipeline.defaults, "replaced", ()) or None'
+
+
 @pytest.mark.parametrize("wrong", ["pipeline.defaults.localized", "None"])
 def test_sites_of_another_kind_are_noticed(monkeypatch, wrong):
     """Fault: the word is replaced where it was localised, whatever the model's settings say."""
-    plant(monkeypatch, sanitizing, "_method", "pipeline.defaults.replaced or None", wrong)
+    plant(monkeypatch, sanitizing, "_method", REPLACED, wrong)
     with pytest.raises(AssertionError):
         law_of_the_models_own_sites()
 

@@ -306,7 +306,8 @@ def _method(
     given = {"sites": sites, "start": start, "branch": branch}
     own = {name: value for name, value in given.items() if value is not None}
     if method is None or method == Localized.name:
-        own.setdefault("sites", pipeline.defaults.replaced or None)
+        # settings of a pipeline of one's own need not name any
+        own.setdefault("sites", getattr(pipeline.defaults, "replaced", ()) or None)
         return Localized(**own)
     if own:
         raise PatchError(
