@@ -123,12 +123,20 @@ def test_sites_are_the_models_own():
     law_of_the_models_own_sites()
 
 
+class OwnDefaults:
+    """Settings that have all that DEFAULTS have, but name no sites for `sanitize`."""
+
+    localized = (1,)
+
+    def __getattr__(self, name):
+        if name == "replaced":
+            raise AttributeError(name)
+        return getattr(DEFAULTS, name)
+
+
 def test_settings_of_ones_own_need_not_name_sites_for_it():
     """Words are then replaced where they were localised."""
-    pipeline = small_pipeline()
-    own = dataclasses.replace(DEFAULTS, localized=(1,))
-    told = {name: value for name, value in vars(own).items() if name != "replaced"}
-    pipeline.defaults = SimpleNamespace(**told, run=own.run, require_drawn=own.require_drawn)
+    pipeline = small_pipeline(defaults=OwnDefaults())
     (made,) = sanitize(pipeline, HARMFUL, detector=LISTED)
     assert made.decision["sites"] == [1]
 
