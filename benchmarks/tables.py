@@ -809,25 +809,36 @@ def rewriting_attributes() -> str:
 
 def finetuning() -> str:
     """Words learned and pictures kept by each arm, at the rate chosen for it."""
+    measured = read_rows("finetuning")
     groups: dict[tuple, list[dict]] = defaultdict(list)
-    for row in read_rows("finetuning"):
-        groups[row["model"], row["data"], row["arm"]].append(row)
+    for row in measured:
+        groups[row["model"], int(row["steps"]), row["data"], row["arm"]].append(row)
+    first: dict = {}
+    for model, _, data, _ in groups:
+        for name in (model, data):
+            first.setdefault(name, len(first))
     lines = []
-    first = {name: i for i, key in reversed([*enumerate(groups)]) for name in key[:2]}
-    for model, data, arm in sorted(groups, key=lambda key: (first[key[0]], first[key[1]])):
-        rows = groups[model, data, arm]
-        firsts = [row for row in rows if row["seed"] == "0"]
-        rate = max(firsts, key=lambda row: float(row["chosen"]))["rate"]
-        taken = [row for row in rows if row["rate"] == rate]
-        told = [model, data, arm, taken[0]["sites"], taken[0]["parameters"], str(len(taken))]
+    for key in sorted(groups, key=lambda key: (first[key[0]], key[1], first[key[2]])):
+        model, steps, data, arm = key
+        taken, *others = _at_best_rate(groups[key])
+        told = [model, data, str(steps), arm, *(taken[0][name] for name in ("sites", "parameters"))]
+        told += [taken[0]["rate"] if arm != "none" else "", str(len(taken))]
         told += [share(_mean(taken, "half")), _whole(_mean(taken, "half_background"))]
-        told += [_of_seeds(taken, "word"), _whole(_mean(taken, "background"))]
+        words = [_of_seeds(taken, "word"), *(share(_mean(other, "word")) for other in others)]
+        told += [", ".join(words), _whole(_mean(taken, "background"))]
         lines.append([*told, *(share(_mean(taken, name)) for name in ("colour", "recall"))])
-    titles = (
-        "model, data, trained at, sites, numbers, seeds, word half-way, background half-way, word"
-    )
-    titles = [*titles.split(", "), "background", "colour", "recall"]
-    return drawn_read(titles, lines, read_rows("finetuning"))
+    titles = "model, data, steps, trained at, sites, numbers, rate, seeds, word half-way"
+    titles += ", background half-way, word, background, colour, recall"
+    return drawn_read(titles.split(", "), lines, measured)
+
+
+def _at_best_rate(rows: Sequence[dict]) -> list[list[dict]]:
+    """Rows of the first reader at the rate that is best for seed 0, and of others that read the same."""
+    by_reader = by_readers(rows, "reader")
+    firsts = [row for row in by_reader[0] if row["seed"] == "0"]
+    rate = max(firsts, key=lambda row: float(row["chosen"]))["rate"]
+    taken = [[row for row in own if row["rate"] == rate] for own in by_reader]
+    return [own for own in taken if len(own) == len(taken[0])]
 
 
 def training_speed() -> str:

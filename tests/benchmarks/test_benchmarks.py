@@ -569,6 +569,19 @@ def test_each_reader_reads_the_same_pictures(benchmark, monkeypatch):
     assert eyes.word(eyes.base) == {"one": 1.0, "other": 0.5} and len(calls) == 1
 
 
+def test_the_rate_of_the_first_reader_is_shown(benchmark):
+    """A reader that chose otherwise, or did not read every seed, has no figure."""
+
+    def row(reader, seed, rate, chosen):
+        return {"reader": reader, "seed": seed, "rate": rate, "chosen": chosen}
+
+    rows = [row("one", "0", "1", "0.5"), row("one", "0", "2", "0.6"), row("one", "1", "2", "0.1")]
+    rows += [row("two", "0", "1", "0.9"), row("two", "0", "2", "0.1")]
+    best = benchmark("tables")._at_best_rate
+    assert best(rows) == [rows[1:3]]
+    assert best([*rows[:2], *rows[3:]]) == [[rows[1]], [rows[4]]]
+
+
 def test_forgotten_letters_are_not_written(benchmark):
     """The base encodes words with forgotten letters otherwise than before, and others to the same bits."""
     pipeline = small_pipeline()
