@@ -570,7 +570,7 @@ def test_each_reader_reads_the_same_pictures(benchmark, monkeypatch):
 
 
 def test_the_rate_of_the_first_reader_is_shown(benchmark):
-    """A reader that chose otherwise, or did not read every seed, has no figure."""
+    """It is the rate at which that reader reads best, and a reader without all its seeds has no figure."""
 
     def row(reader, seed, rate, chosen):
         return {"reader": reader, "seed": seed, "rate": rate, "chosen": chosen}
