@@ -99,7 +99,7 @@ ALONE = {
     ("safety-sites", "tiny-if"): "not run yet",
     **{
         ("finetuning", model): "each row is a training of minutes, whose pictures are not kept"
-        for model in ("tiny-sdxl", "tiny-mmdit", "planted-mmdit", "tiny-if")
+        for model in ("tiny-mmdit", "planted-mmdit")
     },
 }
 
