@@ -94,7 +94,7 @@ ALONE = {
     ("search-tiny-if-141-same", "tiny-if"): "six times as many pairs",
     ("search-planted-same", "planted-if"): "20 steps: half an hour by tesseract",
     ("search-planted-same", "planted-sdxl"): "not run yet",
-    ("editing", "tiny-if"): "not run yet",
+    ("editing", "tiny-if"): "another scene not run yet",
     ("safety-pictures", "tiny-words"): "not run yet",
     ("safety-sites", "tiny-if"): "not run yet",
     **{
