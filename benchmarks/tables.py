@@ -1237,17 +1237,13 @@ def _scene_more(row: dict) -> str:
 
 def safety_sites() -> str:
     """What is written at each set of sites that searches found, of validation words."""
-    names = ("f1_harmful", "chance", "f1_benign", "exact")
     table = read_rows("safety-sites")
-    rows = [
-        [
-            f"{row['model']}, {row['sites']}",
-            row["n"],
-            *(share(row[name]) for name in names),
-            share(row["ssim"]),
-        ]
-        for row in table
-    ]
+    rows = []
+    for read in by_readers(table, "model", "sites"):
+        row = read[0]
+        written = [both(read, name) for name in ("f1_benign", "exact")]
+        told = [f"{row['model']}, {row['sites']}", row["n"], both(read, "f1_harmful")]
+        rows.append([*told, share(row["chance"]), *written, share(row["ssim"])])
     titles = ["", "n", "F1 harmful", "chance", "F1 benign", "exact", "background SSIM"]
     return drawn_read(titles, rows, table)
 

@@ -93,10 +93,7 @@ ALONE = {
     ("search-tiny-if-same", "tiny-if"): "20 steps: three quarters of an hour by tesseract",
     ("search-tiny-if-141-same", "tiny-if"): "six times as many pairs",
     ("search-planted-same", "planted-if"): "20 steps: half an hour by tesseract",
-    ("search-planted-same", "planted-sdxl"): "not run yet",
     ("editing", "tiny-if"): "another scene not run yet",
-    ("safety-pictures", "tiny-words"): "not run yet",
-    ("safety-sites", "tiny-if"): "not run yet",
     **{
         ("finetuning", model): "each row is a training of minutes, whose pictures are not kept"
         for model in ("tiny-mmdit", "planted-mmdit")
