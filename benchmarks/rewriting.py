@@ -22,7 +22,7 @@ from textpatch.metrics import wilson
 from textpatch.prompts.pairs import Pair
 from textpatch.weights.signs.pairs import sign_pairs
 
-MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if", "tiny-mmdit", "planted-mmdit"
+MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if", "planted-if", "tiny-mmdit", "planted-mmdit"
 CAPTURED = [1, 2]  # seeds; pictures are drawn of seed 0
 PRESERVED = 6  # further prompts
 COLUMNS = [
