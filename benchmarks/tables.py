@@ -849,7 +849,8 @@ def _at_best_rate(rows: Sequence[dict]) -> list[list[dict]]:
     """Rows of the first reader at the rate that is best for seed 0, and of others that read the same."""
     by_reader = by_readers(rows, "reader")
     firsts = [row for row in by_reader[0] if row["seed"] == "0"]
-    rate = max(firsts, key=lambda row: float(row["chosen"]))["rate"]
+    # of equal rates the lower, as finetuning.py goes on with the first of those asked for
+    rate = max(firsts, key=lambda row: (float(row["chosen"]), -float(row["rate"])))["rate"]
     taken = [[row for row in own if row["rate"] == rate] for own in by_reader]
     return [own for own in taken if len(own) == len(taken[0])]
 

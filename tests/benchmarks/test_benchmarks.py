@@ -580,6 +580,8 @@ def test_the_rate_of_the_first_reader_is_shown(benchmark):
     best = benchmark("tables")._at_best_rate
     assert best(rows) == [rows[1:3]]
     assert best([*rows[:2], *rows[3:]]) == [[rows[1]], [rows[4]]]
+    equal = [row("one", "0", "2", "0.5"), row("one", "0", "1", "0.5"), row("one", "1", "1", "0.1")]
+    assert best(equal) == [equal[1:]]
 
 
 def test_forgotten_letters_are_not_written(benchmark):
