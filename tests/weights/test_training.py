@@ -31,7 +31,7 @@ from textpatch.weights import load
 from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 from textpatch.weights.signs.words import TEST, VALIDATION
-from textpatch.weights.training import batches
+from textpatch.weights.training import batches, state
 from textpatch.weights.training import loop as training
 from textpatch.weights.training.families import FAMILIES, if_encoder
 from textpatch.weights.training.noising import Noise, objective
@@ -383,6 +383,18 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
     for seed, sites in ((0, ((1,), (0, 1))), (1, ((), ()))):
         told = load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults
         assert (told.localized, told.replaced) == sites
+
+
+def test_a_training_goes_on_when_its_sites_are_entered(trained, tmp_path, monkeypatch):
+    """Sites that were measured meanwhile make no other run.  Fault: they tell runs apart."""
+    for name in ("localized", "replaced"):
+        shutil.copytree(trained, tmp_path / name)
+        monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, **{name: (1,)}))
+        told = load(training.train("mini", tmp_path / name, images=4)).defaults
+        assert getattr(told, name) == (1,)
+        with monkeypatch.context() as fault, pytest.raises(WeightsError, match=f"recipe.{name}"):
+            fault.setattr(state, "MEASURED", ())
+            training.train("mini", tmp_path / name, images=4)
 
 
 @pytest.mark.parametrize("name", RECIPES)

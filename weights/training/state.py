@@ -17,11 +17,16 @@ from textpatch.weights.reading.files import open_tensors
 from textpatch.weights.training.optimizers import Optimizers
 from textpatch.weights.training.recipes import Recipe
 
+MEASURED = "localized", "replaced"  # fields that are found on a finished model
+
 
 def in_words(recipe: Recipe) -> dict:
-    """Fields of a recipe as JSON has them, to tell the runs of two recipes apart."""
+    """Fields of a recipe as JSON has them, to tell the runs of two recipes apart.
+
+    What is MEASURED makes no other run.
+    """
     fields = json.loads(json.dumps(asdict(recipe)))
-    return {f"recipe.{field}": value for field, value in fields.items()}
+    return {f"recipe.{name}": value for name, value in fields.items() if name not in MEASURED}
 
 
 def save(
