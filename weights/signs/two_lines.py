@@ -24,7 +24,7 @@ TWO_LINES = SignFormat(
 )
 
 # Letters and blanks of both lines that tiny-words tells apart.  Its T5 counts 15 tokens back from a token,
-# and lumps those before: of texts of 16 it draws none whole, of 15 all.
+# and lumps those before: of texts of 16 it draws few whole, of 15 nearly all.
 MOST_IN_ALL = 15
 # Of a line.  Beside so many an 11 x 11 window of background is left, which SSIM needs.
 MOST_ON_A_LINE = 8
