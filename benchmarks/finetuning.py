@@ -10,7 +10,8 @@ of all attention, self-attention too, which is what the suffixes of the official
 all weights of the denoiser.  The first seed is trained at every rate, and the others at that which reads best
 on validation words.  With --sets the sites found and all are trained on sets of other sizes, too: of N signs,
 or, as "N chosen", of the N longest words that are read in their pictures.  --second has the same pictures
-read by another reader, too, which gives a run another row, and chooses no rate.
+read by another reader, too, which gives a run another row, and chooses no rate.  With --curve a second table
+holds the scores of shifted data after parts of the steps, at the rate that was chosen.
 
   half, word   share of test words with a forgotten letter that are read, after half the steps and all
   chosen       the same share of validation words, by which the rate was chosen
@@ -26,8 +27,9 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,6 +60,8 @@ STEPS = {"tiny-if": 8, "planted-if": 8}  # denoising steps of a picture, 4 of ot
 ARMS = "found", "all", "all but found", "by lot", "all attention", "full"
 SCENE = "colour", "shape", "wall", "pattern"
 KEY = ["model", "reader", "data", "arm", "seed", "rate", "steps", "n"]
+PARTS = 1 / 8, 1 / 4, 1 / 2, 3 / 4  # of a training's steps, after which its pictures are looked at
+SCORED = "word colour background scene precision recall".split()
 MEASURED = (
     "sites parameters batch seconds half half_background chosen word colour background scene precision "
     "recall ceiling"
@@ -236,25 +240,27 @@ def drawing(options, seed: int) -> dict:
     return {"batch": options.batch, "seed": seed, "dropout": 0.0, "times": "uniform"}
 
 
-class HalfWay:
-    """Scores after half the steps of a training, and the processor's seconds that they took."""
+class OnTheWay:
+    """Scores after parts of a training's steps, and the processor's seconds that they took."""
 
-    def __init__(self, eyes: Eyes, steps: int) -> None:
+    def __init__(self, eyes: Eyes, steps: int, parts: Sequence[float]) -> None:
         self.eyes = eyes
-        self.steps = steps
-        self.scores: dict[str, float | dict[str, float]] = {}
+        self.parts = {max(1, round(part * steps)): part for part in parts}
+        self.scores: dict[float, dict] = {}
         self.spent = 0.0
 
     def __call__(self, step: int, loss: float) -> None:
-        if 2 * (step + 1) != self.steps:
+        part = self.parts.get(step + 1)
+        if part is None:
             return
         begun = time.process_time()
-        pictures = self.eyes.drawn(0)
-        self.scores = {
-            "half": self.eyes.word(pictures),
-            "half_background": self.eyes.background(pictures),
-        }
-        self.spent = time.process_time() - begun
+        self.scores[part] = self.eyes.measured(self.eyes.drawn(0))
+        self.spent += time.process_time() - begun
+
+    def half(self) -> dict:
+        """Scores after half the steps, as the table of trainings names them."""
+        scores = self.scores[1 / 2]
+        return {"half": scores["word"], "half_background": scores["background"]}
 
 
 def sized(name: str, reader: str, box: tuple) -> list:
@@ -273,10 +279,12 @@ def sized(name: str, reader: str, box: tuple) -> list:
 class Study:
     """One model's runs, of which those in the table are not made again."""
 
-    def __init__(self, name: str, options, table: Table) -> None:
+    def __init__(self, name: str, options, table: Table, curves: Table | None = None) -> None:
         self.options = options
         self.table = table
+        self.curves = curves
         self.done = kept(options.csv, [*KEY, "chosen"])
+        self.followed = kept(options.curve, KEY)
         self.pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         forget(self.pipeline, FORGOTTEN)
         self.readers = [options.reader, *([options.second] if options.second else [])]
@@ -293,19 +301,27 @@ class Study:
         chosen = self.choosing.word(self.choosing.base)
         self._add("shifted", "none", 0, 0.0, [], chosen, self.testing.measured(self.testing.base))
 
-    def run(self, data: str, arm: str, sites: list[int], seed: int, rate: float) -> float:
-        """Share of validation words that the first reader reads after a run, which is added to the table."""
-        known = self._known(self.options.reader, data, arm, seed, rate)
-        if known is not None:
-            return known
-        look = HalfWay(self.testing, self.options.steps)
+    def run(
+        self, data: str, arm: str, sites: list[int], seed: int, rate: float, curve: bool = False
+    ) -> float:
+        """Share of validation words that the first reader reads after a run, which is added to the table.
+
+        curve  True where the run is made again if the table of curves lacks it
+        """
+        known = [self._known(reader, data, arm, seed, rate) for reader in self.readers]
+        lacking = curve and not self._is_followed(data, arm, seed, rate)
+        if None not in known and not lacking:
+            return known[0]
+        look = OnTheWay(self.testing, self.options.steps, PARTS if self._has_curve(data) else [0.5])
         begun = time.process_time()
         with self._trained(arm, sites, self._examples(data), rate, seed, look) as parameters:
             seconds = time.process_time() - begun - look.spent
             chosen = self.choosing.word(self.choosing.drawn(0))
             scores = self.testing.measured(self.testing.drawn(0))
-        told = {"parameters": parameters, "seconds": seconds, **look.scores, **scores}
+        told = {"parameters": parameters, "seconds": seconds, **look.half(), **scores}
         self._add(data, arm, seed, rate, sites, chosen, told)
+        if self._has_curve(data):
+            self._follow(data, arm, seed, rate, look.scores | {1.0: scores})
         return chosen[self.options.reader]
 
     def _examples(self, data: str) -> list:
@@ -338,11 +354,36 @@ class Study:
         scores = {**more, "chosen": chosen, **told}
         for reader in self.readers:
             if self._known(reader, data, arm, seed, rate) is None:
-                own = {
-                    name: score[reader] if isinstance(score, dict) else score
-                    for name, score in scores.items()
-                }
-                self.table.add(**self._key(reader, data, arm, seed, rate), **own)
+                key = self._key(reader, data, arm, seed, rate)
+                own = read_by(reader, scores)
+                self.done.add((*map(str, key.values()), str(own["chosen"])))
+                self.table.add(**key, **own)
+
+    def _has_curve(self, data: str) -> bool:
+        return self.curves is not None and data == "shifted"
+
+    def _is_followed(self, data: str, arm: str, seed: int, rate: float) -> bool:
+        """True where the table of curves has a run by every reader."""
+        keys = [self._key(reader, data, arm, seed, rate) for reader in self.readers]
+        return all(tuple(map(str, key.values())) in self.followed for key in keys)
+
+    def _follow(self, data: str, arm: str, seed: int, rate: float, points: dict) -> None:
+        """Add a run's scores after each part of its steps to the table of curves."""
+        for reader in self.readers:
+            key = self._key(reader, data, arm, seed, rate)
+            told = tuple(map(str, key.values()))
+            if told in self.followed:
+                continue
+            self.followed.add(told)
+            for part, scores in points.items():
+                self.curves.add(**key, part=part, **read_by(reader, scores))
+
+
+def read_by(reader: str, scores: dict) -> dict:
+    """Scores with a reader's own share where there is one of each."""
+    return {
+        name: score[reader] if isinstance(score, dict) else score for name, score in scores.items()
+    }
 
 
 def carried_out(study: Study) -> Iterator[None]:
@@ -362,6 +403,8 @@ def carried_out(study: Study) -> Iterator[None]:
         for arm, own in sites.items():
             study.run("shifted", arm, own[seed], seed, rates[arm])
             yield
+    if study.curves is not None:
+        yield from followed(study, sites, rates)
     for arm in [arm for arm in MATCHED if arm in sites]:
         study.run("matched", arm, sites[arm][0], 0, rates[arm])
         yield
@@ -370,6 +413,14 @@ def carried_out(study: Study) -> Iterator[None]:
             for arm in [arm for arm in SIZED if arm in sites]:
                 study.run(f"shifted, {name}", arm, sites[arm][seed], seed, rates[arm])
                 yield
+
+
+def followed(study: Study, sites: dict, rates: dict) -> Iterator[None]:
+    """Make those of a model's runs again that the table of curves lacks."""
+    for seed in range(study.options.seeds):
+        for arm, own in sites.items():
+            study.run("shifted", arm, own[seed], seed, rates[arm], curve=True)
+            yield
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -394,10 +445,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     reader_option(parser)
     parser.add_argument("--second", choices=READERS, help="what else reads them (nothing)")
+    parser.add_argument(
+        "--curve", type=Path, metavar="CSV", help="table of scores after parts of the steps (none)"
+    )
     options = parsed(parser, argv)
-    table = Table([*KEY, *MEASURED], environment(options.device), options.csv, options.append)
+    told = environment(options.device)
+    table = Table([*KEY, *MEASURED], told, options.csv, options.append)
+    curves = options.curve and Table([*KEY, "part", *SCORED], told, options.curve, options.append)
     for name in options.models or MODELS:
-        for _ in carried_out(Study(name, options, table)):
+        for _ in carried_out(Study(name, options, table, curves)):
             pass
 
 

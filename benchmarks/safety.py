@@ -8,8 +8,8 @@ pictures  Prompts with invented words in the role of harmful ones, drawn by each
           read, SSIM and PSNR to the plain picture outside the lettering, how often colour, shape, wall and
           pattern stay as they were, and by how much more of these is kept than by ours, over the same pairs.
           cpu is the processor time in seconds that the disguise took with all its methods and readings, empty
-          where a part of it was found in --runs.  --second reads the undisguised pictures by another reader,
-          which gives them further rows.
+          where a part of it was found in --runs.  --second reads the same pictures by another reader, which
+          gives them further rows.
           With --runs the same command goes on where it stopped.  Models and disguises are shared among
           processes, one for each core.
 sites     Validation words in the role of harmful ones, replaced at sets of sites that searches found, to
@@ -215,9 +215,7 @@ def pictures(pipeline, disguise: str, detector, options) -> list[dict]:
     """Rows of the table of methods for one disguise and each reader, the plain run first."""
     begun = cpu()
     plain = disguise == PLAIN
-    readers = [options.reader]
-    if plain and options.second:
-        readers.append(options.second)
+    readers = [options.reader, *([options.second] if options.second else [])]
     n = options.n if plain else options.disguised
     seeds = options.seeds if plain else options.seeds[:1]
     words, pairs = zip(*asked(pipeline, disguise, n, detector), strict=True)
@@ -455,9 +453,7 @@ def main(argv: list[str] | None = None) -> None:
         "--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)"
     )
     reader_option(parser)
-    parser.add_argument(
-        "--second", choices=READERS, help="what else reads the undisguised pictures (nothing)"
-    )
+    parser.add_argument("--second", choices=READERS, help="what else reads the pictures (nothing)")
     processes_option(parser)
     options = parsed(parser, argv)
     measured_on = environment(options.device)

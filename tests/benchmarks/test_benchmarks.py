@@ -10,6 +10,7 @@ import math
 import platform
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -567,6 +568,88 @@ def test_each_reader_reads_the_same_pictures(benchmark, monkeypatch):
     monkeypatch.setattr(finetuning, "words_read", lambda reader, *_: shown[reader])
     eyes = finetuning.Eyes(pipeline, signs, ["one", "other"])
     assert eyes.word(eyes.base) == {"one": 1.0, "other": 0.5} and len(calls) == 1
+
+
+@pytest.fixture
+def trainings(benchmark, monkeypatch):
+    """Names of the runs of finetuning.py as they are made, on a model of two sites that nothing trains."""
+    finetuning = benchmark("finetuning")
+    made = []
+
+    class Eyes:
+        def __init__(self, pipeline, signs, readers):
+            self.readers, self.base = readers, []
+
+        def drawn(self, shift):
+            return []
+
+        def word(self, pictures):
+            return dict.fromkeys(self.readers, 0.5)
+
+        def measured(self, pictures):
+            return {"word": self.word(pictures), "background": 3.0, "recall": 1.0}
+
+    @contextmanager
+    def adapted(pipeline, names, data, options, rate, seed, look):
+        made.append((data, seed))
+        for step in range(options.steps):
+            look(step, 0.0)
+        yield 7
+
+    sites = [SimpleNamespace(index=i) for i in range(2)]
+    parts = {
+        "defaults": SimpleNamespace(localized=(0,), text_box=()),
+        "denoiser": SimpleNamespace(sites=sites),
+    }
+    monkeypatch.setattr(
+        finetuning.textpatch, "load", lambda name, **_: SimpleNamespace(name=name, **parts)
+    )
+    monkeypatch.setattr(finetuning, "Eyes", Eyes)
+    monkeypatch.setattr(finetuning, "adapted", adapted)
+    for name in ("forget", "projections"):
+        monkeypatch.setattr(finetuning, name, lambda *_: None)
+    monkeypatch.setattr(
+        finetuning,
+        "sign_examples",
+        lambda n, style="bare", **_: "shifted" if style == "faded" else "matched",
+    )
+    return made
+
+
+def test_a_training_is_made_again_for_what_the_tables_lack(run, trainings, tmp_path):
+    """Another reader and the curve make runs anew, but no row twice, and then none is made."""
+    asked = "planted-mmdit --steps 8 --seeds 2 --rates 0.1 --arms found all --append".split()
+    rows = run("finetuning", *asked)
+    every = 2 * [("shifted", 0)] + 2 * [("shifted", 1)] + 2 * [("matched", 0)]
+    assert trainings == every and len(rows) == 7
+    trainings.clear()
+    rows = run("finetuning", *asked, "--second", "agreement")
+    assert trainings == every and len(rows) == 14
+    assert len({(row["reader"], row["data"], row["arm"], row["seed"]) for row in rows}) == 14
+    path = tmp_path / "curves.csv"
+    asked += ["--second", "agreement", "--curve", str(path)]
+    trainings.clear()
+    assert run("finetuning", *asked) == rows and trainings == every[:4]
+    points = [(row["reader"], row["arm"], row["seed"], row["part"]) for row in rows_of(path)]
+    assert len(points) == len(set(points)) == 2 * 2 * 2 * 5
+    assert {part for *_, part in points} == {"0.125", "0.25", "0.5", "0.75", "1.0"}
+    trainings.clear()
+    assert run("finetuning", *asked) == rows and trainings == []
+
+
+def test_the_curves_are_drawn_from_their_table(benchmark, tmp_path, monkeypatch):
+    """The stored picture holds the means of today's table, and another table draws another picture."""
+    script = benchmark("finetuning_picture")
+    with Image.open(script.RESULTS / "finetuning.png") as stored:
+        assert stored.text["points"] == script.told(script.curves())
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    head = "model,reader,arm,rate,seed,part,background,word\n"
+    points = ["0.1,0,0.5,10,0.2", "0.1,1,0.5,30,0.4", "0.1,0,1.0,50,0.5", "0.1,1,1.0,50,0.7"]
+    lines = [f"some,{script.READER},found,{point}" for point in [*points, "0.2,0,1.0,9,0.9"]]
+    (tmp_path / "finetuning_curves.csv").write_text(head + "\n".join(lines))
+    script.main()
+    with Image.open(tmp_path / "finetuning.png") as drawn:
+        assert drawn.text["points"] == "some found 0:0:0.000 0.5:20:0.300 1:50:0.600"
 
 
 def test_the_rate_of_the_first_reader_is_shown(benchmark):
