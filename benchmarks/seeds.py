@@ -10,7 +10,7 @@ model whose rows are there already is left out.
   words    share of held-out signs whose text is drawn whole, read by the nearest drawing.  low and high are
            the ends of its 95 % interval
   target   share of pairs, in one scene, whose word is read where the target's own prompt is drawn
-  set      sites of the smallest set that carries the word, by the exhaustive search
+  set      sites of the set that carries the word, by the exhaustive search, empty where no gain is clear
   carried  the same share with the set swapped, with its interval
   alone    the same with the best site alone, which `site` names
   others   the same with the best site alone that is outside the set
@@ -80,17 +80,18 @@ def sites(pipeline, fmt: SignFormat, n: int, reader: str) -> dict:
     """What the exhaustive search finds on pairs in one scene."""
     make = sign_pairs if fmt.lines == 1 else line_pairs
     found = textpatch.localize(pipeline, make(n, split="test", same_scene=True), ocr=reader)
-    carrying = tuple(found.result["set"]["sites"])
-    carried = all_scores(found.records, row_name(carrying))["exact_target"]
+    group = found.result["set"]
+    carrying = tuple(group["sites"]) if group else ()
+    carried = all_scores(found.records, row_name(carrying))["exact_target"] if group else {}
     alone = {one["site"]: one["exact_target"]["value"] for one in found.result["sites"]}
     best = max(alone, key=alone.__getitem__)
     return {
         "pairs": n,
         "target": found.result["baselines"]["target"]["exact_target"]["value"],
         "set": group_name(carrying),
-        "carried": carried["value"],
-        "carried_low": carried["low"],
-        "carried_high": carried["high"],
+        "carried": carried.get("value"),
+        "carried_low": carried.get("low"),
+        "carried_high": carried.get("high"),
         "alone": alone[best],
         "site": best,
         "others": max(share for site, share in alone.items() if site not in carrying),

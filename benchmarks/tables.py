@@ -234,6 +234,26 @@ def two_lines() -> str:
     return f"{told}\nOf broken words they call right: {broken}.\n"
 
 
+def seeds() -> str:
+    """What models of several seeds write, and at which sites their words enter."""
+    measured = read_rows("seeds")
+    rows = []
+    for row in sorted(measured, key=lambda row: row["model"]):
+        carried, low, high = (share(row[f"carried{end}"]) for end in ("", "_low", "_high"))
+        drawn_whole = (
+            f"{share(row['words'])} ({share(row['words_low'])} to {share(row['words_high'])})"
+        )
+        alone = f"{share(row['alone'])} (site {row['site']})"
+        told = [row["model"], row["seed"], row["minutes"] and f"{float(row['minutes']):.0f}"]
+        told += [drawn_whole, share(row["target"]), row["set"].replace("+", ", ")]
+        rows.append(
+            [*told, carried and f"{carried} ({low} to {high})", alone, share(row["others"])]
+        )
+    titles = "model, seed, minutes, signs drawn whole, target's word, set, carried by it"
+    titles += ", best site alone, best outside the set"
+    return drawn_read(titles.split(", "), rows, measured)
+
+
 # SD3 by the number of words: F1, SSIM and PSNR of arXiv 2502.09935, appendix, on CreativeBench
 SD3_WORDS = {
     "1": (".377", ".695", "30.2"),
@@ -1371,6 +1391,7 @@ TABLES: dict[str, Callable[..., str]] = {
         reading,
         claims,
         two_lines,
+        seeds,
         two_lines_claims,
         words_edited,
         words_sites,

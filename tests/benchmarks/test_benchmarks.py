@@ -704,6 +704,37 @@ def test_finetuning(run, benchmark):
     assert run("finetuning", *words, "--append") == rows
 
 
+def test_breaks_of_a_training_are_not_its_minutes(benchmark, tmp_path):
+    """A log of 60 s, a break of an hour and 30 s tells of a minute and a half."""
+    times = [100, 130, 160, 3760, 3790]
+    lines = [json.dumps({"step": i, "seconds": time}) for i, time in enumerate(times)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    assert benchmark("seeds").minutes(tmp_path) == 1.5
+
+
+def test_seeds_are_trained_measured_and_not_made_again(run, benchmark, monkeypatch, tmp_path):
+    """The stored model stands first, another is trained in its own folder, and rows that are there stay."""
+    seeds = benchmark("seeds")
+    trained = []
+
+    def train(name, folder, *, seed, images):
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text('{"seconds": 0}\n{"seconds": 120}')
+        trained.append((folder.name, seed, images))
+        return name
+
+    monkeypatch.setattr(seeds, "train", train)
+    asked = "planted-mmdit --seeds 5 --signs 2 --pairs 2 --images 8 --append".split()
+    asked += ["--runs", str(tmp_path / "runs")]
+    stored, other = rows = run("seeds", *asked)
+    assert trained == [("planted-mmdit-5", 5, 8)]
+    assert (stored["seed"], stored["minutes"]) == ("1", "")
+    assert (other["seed"], other["minutes"]) == ("5", "2.0")
+    for row in rows:  # of two pairs no gain is clear
+        assert row["set"] == row["carried"] == "" and row["others"] == row["alone"]
+    assert run("seeds", *asked) == rows and len(trained) == 1
+
+
 # the default forms are those of `sanitize` in tests/safety and of `finetune` in tests/tuning
 @pytest.mark.long
 def test_safe_tuning(run):
