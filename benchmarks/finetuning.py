@@ -11,7 +11,7 @@ all weights of the denoiser.  The first seed is trained at every rate, and the o
 on validation words.  With --sets the sites found and all are trained on sets of other sizes, too: of N signs,
 or, as "N chosen", of the N longest words that are read in their pictures.  --second has the same pictures
 read by another reader, too, which gives a run another row, and chooses no rate.  With --curve a second table
-holds the scores of shifted data after parts of the steps, at the rate that was chosen.
+holds the scores of shifted data after parts of the steps, of every seed at the rate that was chosen.
 
   half, word   share of test words with a forgotten letter that are read, after half the steps and all
   chosen       the same share of validation words, by which the rate was chosen

@@ -237,21 +237,17 @@ def two_lines() -> str:
 def seeds() -> str:
     """What models of several seeds write, and at which sites their words enter."""
     measured = read_rows("seeds")
-    rows = []
-    for row in sorted(measured, key=lambda row: row["model"]):
-        carried, low, high = (share(row[f"carried{end}"]) for end in ("", "_low", "_high"))
-        drawn_whole = (
-            f"{share(row['words'])} ({share(row['words_low'])} to {share(row['words_high'])})"
-        )
-        alone = f"{share(row['alone'])} (site {row['site']})"
+    lines = []
+    for read in by_readers(sorted(measured, key=lambda row: row["model"]), "model", "seed"):
+        row = read[0]
+        sets = dict.fromkeys(listed(row["set"]) or "none" for row in read)
+        alone = ", ".join(f"{share(row['alone'])} ({row['site']})" for row in read)
         told = [row["model"], row["seed"], row["minutes"] and f"{float(row['minutes']):.0f}"]
-        told += [drawn_whole, share(row["target"]), row["set"].replace("+", ", ")]
-        rows.append(
-            [*told, carried and f"{carried} ({low} to {high})", alone, share(row["others"])]
-        )
-    titles = "model, seed, minutes, signs drawn whole, target's word, set, carried by it"
+        told += [*spans(row, "words"), both(read, "target"), " and by the second ".join(sets)]
+        lines.append([*told, *spans_of(read, "carried"), alone, both(read, "others")])
+    titles = "model, seed, minutes, signs drawn whole, target's word, set, written with it"
     titles += ", best site alone, best outside the set"
-    return drawn_read(titles.split(", "), rows, measured)
+    return drawn_read(titles.split(", "), lines, measured)
 
 
 # SD3 by the number of words: F1, SSIM and PSNR of arXiv 2502.09935, appendix, on CreativeBench
