@@ -24,6 +24,7 @@ holds the scores of shifted data after parts of the steps, of every seed at the 
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -284,7 +285,7 @@ class Study:
         self.table = table
         self.curves = curves
         self.done = kept(options.csv, [*KEY, "chosen"])
-        self.followed = kept(options.curve, KEY)
+        self.followed = kept(options.curve, [*KEY, "part"])
         self.pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         forget(self.pipeline, FORGOTTEN)
         self.readers = [options.reader, *([options.second] if options.second else [])]
@@ -363,19 +364,17 @@ class Study:
         return self.curves is not None and data == "shifted"
 
     def _is_followed(self, data: str, arm: str, seed: int, rate: float) -> bool:
-        """True where the table of curves has a run by every reader."""
+        """True where the table of curves has a run's last point, which is added last, by every reader."""
         keys = [self._key(reader, data, arm, seed, rate) for reader in self.readers]
-        return all(tuple(map(str, key.values())) in self.followed for key in keys)
+        return all((*map(str, key.values()), "1.0") in self.followed for key in keys)
 
     def _follow(self, data: str, arm: str, seed: int, rate: float, points: dict) -> None:
-        """Add a run's scores after each part of its steps to the table of curves."""
-        for reader in self.readers:
+        """Add a run's scores after each part of its steps to the table of curves, where it lacks them."""
+        for reader, (part, scores) in itertools.product(self.readers, points.items()):
             key = self._key(reader, data, arm, seed, rate)
-            told = tuple(map(str, key.values()))
-            if told in self.followed:
-                continue
-            self.followed.add(told)
-            for part, scores in points.items():
+            told = (*map(str, key.values()), str(part))
+            if told not in self.followed:
+                self.followed.add(told)
                 self.curves.add(**key, part=part, **read_by(reader, scores))
 
 

@@ -14,6 +14,7 @@ from statistics import mean
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 RESULTS = Path(__file__).parent / "results"
 READER = "agreement"
@@ -76,8 +77,9 @@ def drawn(found: dict[tuple[str, str], Curve]) -> Figure:
         axes.set_title(model, fontsize=10)
     figure.supxlabel("mean squared error of the background", fontsize=9)
     figure.supylabel("words read by two readers", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=9, frameon=False)
+    drawn_arms = {arm for _, arm in found}
+    marks = [Line2D([], [], color=COLOURS[arm], label=arm) for arm in COLOURS if arm in drawn_arms]
+    figure.legend(handles=marks, loc="outside upper center", ncols=6, fontsize=9, frameon=False)
     return figure
 
 
@@ -85,7 +87,7 @@ def draw_panel(axes, arms: dict[str, Curve]) -> None:
     """Draw the curves of a model's arms, with a dot at the end of each."""
     for arm, points in arms.items():
         _, x, y = zip(*points, strict=True)
-        axes.plot(x, y, "-", color=COLOURS[arm], linewidth=1.6, label=arm)
+        axes.plot(x, y, "-", color=COLOURS[arm], linewidth=1.6)
         axes.plot(x[1:-1], y[1:-1], ".", color=COLOURS[arm], markersize=4)
         axes.plot(x[-1], y[-1], "o", color=COLOURS[arm], markersize=6)
     axes.set_xscale("symlog", linthresh=LEAST)

@@ -13,7 +13,7 @@ model whose rows are there already is left out.
   set      sites of the set that carries the word, by the exhaustive search, empty where no gain is clear
   carried  the same share with the set swapped, with its interval
   alone    the same with the best site alone, which `site` names
-  others   the same with the best site alone that is outside the set
+  others   the same with the best site alone that is outside the set, empty where the set has all
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COLUMNS = (
     "model reader seed images minutes signs words words_low words_high pairs target set carried "
     "carried_low carried_high alone site others"
 ).split()
-KEY = ["model", "reader", "seed"]
+KEY = ["model", "reader", "seed", "images", "signs", "pairs"]
 PAUSE = 600  # seconds between two lines of a log, above which the training had stopped
 # a stage II draws the pictures of other models larger, and writes no words of its own
 MODELS = [name for name in RECIPES if name != "tiny-if-ii"]
@@ -73,7 +73,7 @@ def words(pipeline, fmt: SignFormat, n: int) -> dict:
     ]
     share = sum(right) / n
     low, high = wilson(share, n)
-    return {"signs": n, "words": share, "words_low": low, "words_high": high}
+    return {"words": share, "words_low": low, "words_high": high}
 
 
 def sites(pipeline, fmt: SignFormat, n: int, reader: str) -> dict:
@@ -86,7 +86,6 @@ def sites(pipeline, fmt: SignFormat, n: int, reader: str) -> dict:
     alone = {one["site"]: one["exact_target"]["value"] for one in found.result["sites"]}
     best = max(alone, key=alone.__getitem__)
     return {
-        "pairs": n,
         "target": found.result["baselines"]["target"]["exact_target"]["value"],
         "set": group_name(carrying),
         "carried": carried.get("value"),
@@ -94,8 +93,18 @@ def sites(pipeline, fmt: SignFormat, n: int, reader: str) -> dict:
         "carried_high": carried.get("high"),
         "alone": alone[best],
         "site": best,
-        "others": max(share for site, share in alone.items() if site not in carrying),
+        "others": max((alone[site] for site in alone if site not in carrying), default=None),
     }
+
+
+def key_of(name: str, seed: int, options: argparse.Namespace) -> dict:
+    """What a row is known by.  The stored model was trained on the recipe's pictures, whatever is asked."""
+    recipe = RECIPES[name]
+    images = recipe.images
+    if seed != recipe.seed:
+        images = options.images or images
+    own = (name, options.reader, seed, images, options.signs, options.pairs)
+    return dict(zip(KEY, own, strict=True))
 
 
 def row(name: str, seed: int, options: argparse.Namespace) -> dict:
@@ -103,8 +112,7 @@ def row(name: str, seed: int, options: argparse.Namespace) -> dict:
     recipe = RECIPES[name]
     pipeline, folder = trained(name, seed, options)
     return {
-        **{"model": name, "reader": options.reader, "seed": seed},
-        "images": recipe.images if folder is None else options.images or recipe.images,
+        **key_of(name, seed, options),
         "minutes": None if folder is None else minutes(folder),
         **words(pipeline, recipe.signs, options.signs),
         **sites(pipeline, recipe.signs, options.pairs, options.reader),
@@ -129,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for name in options.models or MODELS:
         for seed in dict.fromkeys([RECIPES[name].seed, *options.seeds]):
-            if (name, options.reader, str(seed)) not in done:
+            if tuple(map(str, key_of(name, seed, options).values())) not in done:
                 table.add(**row(name, seed, options))
 
 
